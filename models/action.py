@@ -1,0 +1,112 @@
+"""The action module of a layer: mouse and keyboard rows steer the tokens by attention over time (SPEC §3)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models.kv_cache import Attend
+from models.rope import Rotary, apply_rotary
+
+
+@dataclass(frozen=True)
+class ActionConfig:
+    """Sizes of the action modules; the defaults are the published universal mode. ``mouse_dim`` 0 means no mouse."""
+
+    blocks: tuple[int, ...] = tuple(range(15))  # layers that have an action module
+    hidden: int = 1024  # width of both attentions
+    heads: int = 16
+    keyboard_dim: int = 4
+    keyboard_hidden: int = 128
+    mouse_dim: int = 2
+    windows_size: int = 3  # latents of condition rows a latent reads
+    vae_time_ratio: int = 4  # condition rows (frames) a latent
+    rope_theta: float = 256.0
+    rope_dim: int = 8  # numbers of a head that turn with time; the rest belong to row and column, which are 0 here
+
+    def __post_init__(self) -> None:
+        if self.hidden % self.heads:
+            raise ValueError(f"action hidden {self.hidden} does not divide into {self.heads} heads")
+        if self.rope_dim % 2 or self.rope_dim > self.head_dim:
+            raise ValueError(f"action rope_dim {self.rope_dim} must be even and at most the head's {self.head_dim} numbers")
+
+    @property
+    def head_dim(self) -> int:
+        return self.hidden // self.heads
+
+    @property
+    def rows(self) -> int:
+        """Condition rows one latent reads: 12."""
+        return self.windows_size * self.vae_time_ratio
+
+
+class ActionModule(nn.Module):
+    """Mouse part, then keyboard part; each attends over the latents of the window, at every place of the picture separately."""
+
+    def __init__(self, dim: int, config: ActionConfig) -> None:
+        super().__init__()
+        self.config = config
+        hidden, head_dim = config.hidden, config.head_dim
+        self.keyboard_embed = nn.Sequential(
+            nn.Linear(config.keyboard_dim, config.keyboard_hidden), nn.SiLU(), nn.Linear(config.keyboard_hidden, config.keyboard_hidden)
+        )
+        if config.mouse_dim:
+            self.mouse_mlp = nn.Sequential(
+                nn.Linear(dim + config.rows * config.mouse_dim, hidden), nn.GELU(approximate="tanh"), nn.Linear(hidden, hidden),
+                nn.LayerNorm(hidden, eps=1e-5),
+            )  # fmt: skip
+            self.t_qkv = nn.Linear(hidden, 3 * hidden, bias=False)
+            self.img_attn_q_norm, self.img_attn_k_norm = _StoredNorm(head_dim), _StoredNorm(head_dim)
+            self.proj_mouse = nn.Linear(hidden, dim, bias=False)
+        self.key_attn_q_norm, self.key_attn_k_norm = _StoredNorm(head_dim), _StoredNorm(head_dim)
+        self.mouse_attn_q = nn.Linear(dim, hidden, bias=False)  # despite its name, the keyboard's query
+        self.keyboard_attn_kv = nn.Linear(config.rows * config.keyboard_hidden, 2 * hidden, bias=False)
+        self.proj_keyboard = nn.Linear(hidden, dim, bias=False)
+
+    def forward(self, x: Tensor, keyboard: Tensor, mouse: Tensor | None, rotary: Rotary, attend: Attend) -> Tensor:
+        """x [B, T, S, dim], keyboard [B, T, rows, keyboard_dim], mouse [B, T, rows, mouse_dim] -> x [B, T, S, dim].
+
+        ``rotary`` has one row per latent (`rope.rotary_time`).
+        """
+        if self.config.mouse_dim:
+            x = x + self.proj_mouse(self._mouse(x, mouse, rotary, attend))
+        return x + self.proj_keyboard(self._keyboard(x, keyboard, rotary, attend))
+
+    def _mouse(self, x: Tensor, mouse: Tensor, rotary: Rotary, attend: Attend) -> Tensor:
+        batch, latents, places, dim = x.shape
+        heads, head_dim = self.config.heads, self.config.head_dim
+        joint, gelu, linear, norm = self.mouse_mlp  # joint reads (token, rows): both halves apart, so that rows are not copied to places
+        steer = F.linear(mouse.flatten(2).to(x.dtype), joint.weight[:, dim:], joint.bias)  # [B, T, hidden]
+        h = norm(linear(gelu(F.linear(x, joint.weight[:, :dim]) + steer[:, :, None])))  # [B, T, S, hidden]
+        q, k, v = self.t_qkv(h).view(batch, latents, places * 3, heads, head_dim).unflatten(2, (places, 3)).unbind(3)
+        q, k = (_normed_rotated(a.flatten(2, 3), rotary, v.dtype) for a in (q, k))  # [B, T, S x heads, head_dim]
+        q, k, v = (a.transpose(1, 2) for a in (q, k, v.flatten(2, 3)))  # places count as heads: [B, S x heads, T, head_dim]
+        out = attend.mouse(q, k, v)  # [B, S x heads, T, head_dim]
+        return out.transpose(1, 2).reshape(batch, latents, places, heads * head_dim)
+
+    def _keyboard(self, x: Tensor, keyboard: Tensor, rotary: Rotary, attend: Attend) -> Tensor:
+        batch, latents, places, _ = x.shape
+        heads, head_dim = self.config.heads, self.config.head_dim
+        rows = self.keyboard_embed(keyboard.to(x.dtype)).flatten(2)  # [B, T, rows x keyboard_hidden]
+        k, v = self.keyboard_attn_kv(rows).view(batch, latents, 2, heads, head_dim).unbind(2)  # the same for every place
+        k = _normed_rotated(k, rotary, v.dtype).transpose(1, 2)  # [B, heads, T, head_dim]
+        q = self.mouse_attn_q(x).view(batch, latents, places * heads, head_dim)
+        q = _normed_rotated(q, rotary, v.dtype).view(batch, latents * places, heads, head_dim).transpose(1, 2)  # [B, heads, T x S, head_dim]
+        out = attend.keyboard(q, k, v.transpose(1, 2))  # [B, heads, T x S, head_dim]
+        return out.transpose(1, 2).reshape(batch, latents, places, heads * head_dim)
+
+
+class _StoredNorm(nn.RMSNorm):
+    """A weight that the published files carry and the published code never uses (it normalises without weight)."""
+
+    def __init__(self, head_dim: int) -> None:
+        super().__init__(head_dim, eps=1e-6)
+        self.weight.requires_grad_(False)
+
+
+def _normed_rotated(x: Tensor, rotary: Rotary, dtype: torch.dtype) -> Tensor:
+    """RMS-normalise each head without weight in float32, then turn it. x [B, T, heads, head_dim]."""
+    return apply_rotary(F.rms_norm(x.float(), (x.shape[-1],), None, 1e-6), rotary).to(dtype)

@@ -1,0 +1,346 @@
+"""The denoiser: a causal diffusion transformer over (latent, row, column) tokens, steered by actions (SPEC §3).
+
+One set of layers, two ways in: `DiT.forward` plays (rings of keys and values, one block a pass), `DiT.forward_parallel`
+trains (all latents at once under a mask). Activations travel as ``[B, T, S, dim]``: T latents of S tokens, so that what
+belongs to a latent (its timestep, its actions) broadcasts over its tokens and is never repeated.
+Parameter names are those of the published Matrix-Game 2.0 checkpoints without ``model.``.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models.action import ActionConfig, ActionModule
+from models.kv_cache import Attend, DiTCache, KeyValue, KVRing, LayerCache
+from models.rope import Rotary, apply_rotary, axis_split, rotary_grid, rotary_time, to_device
+
+
+@dataclass(frozen=True)
+class DiTConfig:
+    """Sizes of the denoiser; the defaults are the published universal mode with this runtime's window of 15 latents.
+
+    ``img_dim`` 0 builds a model without image tokens. ``prediction`` says what the output means to the sampler: velocity or x0.
+    """
+
+    dim: int = 1536
+    ffn_dim: int = 8960
+    freq_dim: int = 256
+    num_heads: int = 12
+    num_layers: int = 30
+    in_dim: int = 36
+    out_dim: int = 16
+    patch_size: tuple[int, int, int] = (1, 2, 2)
+    eps: float = 1e-6
+    local_attn_size: int = 15
+    num_frame_per_block: int = 3
+    img_dim: int = 1280
+    action: ActionConfig = field(default_factory=ActionConfig)
+    prediction: str = "velocity"
+
+    def __post_init__(self) -> None:
+        if self.dim % self.num_heads:
+            raise ValueError(f"dim {self.dim} does not divide into {self.num_heads} heads")
+        axis_split(self.head_dim)
+        if self.freq_dim % 2:
+            raise ValueError(f"freq_dim {self.freq_dim} must be even")
+        if self.patch_size[0] != 1:
+            raise ValueError(f"patch_size {self.patch_size} must be 1 in time: a latent is the unit of the clock")
+        if self.local_attn_size < self.num_frame_per_block:
+            raise ValueError(f"local_attn_size {self.local_attn_size} is smaller than a block of {self.num_frame_per_block} latents")
+        if any(not 0 <= i < self.num_layers for i in self.action.blocks):
+            raise ValueError(f"action blocks {self.action.blocks} must lie within the {self.num_layers} layers")
+        if self.prediction not in ("velocity", "x0"):
+            raise ValueError(f"prediction must be 'velocity' or 'x0', got {self.prediction!r}")
+
+    @property
+    def head_dim(self) -> int:
+        return self.dim // self.num_heads
+
+    @classmethod
+    def from_name(cls, name: str) -> DiTConfig:
+        """A published mode: "universal", "gta_drive" or "templerun"."""
+        actions = {
+            "universal": ActionConfig(keyboard_dim=4),
+            "gta_drive": ActionConfig(keyboard_dim=2),
+            "templerun": ActionConfig(keyboard_dim=7, mouse_dim=0),
+        }
+        if name not in actions:
+            raise ValueError(f"unknown published mode {name!r}: choose one of {', '.join(actions)}")
+        return cls(action=actions[name])
+
+
+class DiT(nn.Module):
+    """``x`` is noisy latents and their condition channels together; the output is velocity or x0 (`DiTConfig.prediction`)."""
+
+    def __init__(self, config: DiTConfig) -> None:
+        super().__init__()
+        self.config = config
+        dim = config.dim
+        self.patch_embedding = nn.Conv3d(config.in_dim, dim, config.patch_size, config.patch_size)
+        self.time_embedding = nn.Sequential(nn.Linear(config.freq_dim, dim), nn.SiLU(), nn.Linear(dim, dim))
+        self.time_projection = nn.Sequential(nn.SiLU(), nn.Linear(dim, 6 * dim))
+        self.img_emb = ImageProjection(config.img_dim, dim) if config.img_dim else None
+        self.blocks = nn.ModuleList(Layer(config, i in config.action.blocks) for i in range(config.num_layers))
+        self.head = Head(config)
+        self._initialise()
+
+    def forward(
+        self, x: Tensor, timestep: Tensor, keyboard: Tensor, mouse: Tensor | None, cache: DiTCache, start: int
+    ) -> Tensor:  # fmt: skip
+        """One pass over latents [start, start + n): writes their keys and values into ``cache`` and attends to its window.
+
+        x [B, in_dim, n, h, w]; timestep [B, n] in 0..1000; keyboard [B, n, 12, keyboard_dim] and mouse [B, n, 12, 2], cut per
+        latent -> [B, out_dim, n, h, w]. Raises ``ValueError`` where the cache cannot be continued at ``start`` (`DiTCache.open`).
+        """
+        height, width = self._grid(x)
+        missing = self.img_emb is not None and cache.layers[0].image is None
+        if missing:
+            raise ValueError("the cache has no image keys yet: call precompute_context once per session")
+        block = cache.open(start, x.shape[2])
+        positions = torch.arange(start, start + block.n)  # on the host: no position is ever read back
+        grid, time = self._rotaries(positions, height, width, x.device)
+        attends = [layer.attend(block) for layer in cache.layers]
+        return self._run(x, timestep, keyboard, mouse, grid, time, attends)
+
+    def forward_parallel(
+        self, x: Tensor, timestep: Tensor, keyboard: Tensor, mouse: Tensor | None, positions: Tensor, mask: Tensor,
+        visual_context: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
+        """All latents at once, for training: latent i attends to latent j iff ``mask[i, j]``.
+
+        Shapes as in `forward` with T for n; positions [T] integers (may repeat: clean and noisy halves side by side); mask [T, T]
+        bool, no row all False; visual_context [B, L, img_dim] where the model has image tokens -> [B, out_dim, T, h, w].
+        """
+        height, width = self._grid(x)
+        places = height * width
+        grid, time = self._rotaries(positions, height, width, x.device)
+        per_query = mask.repeat_interleave(places, 0)  # [T x S, T]
+        attend_tokens = partial(_masked_attention, mask=per_query.repeat_interleave(places, 1))  # [T x S, T x S]
+        attend_mouse, attend_keyboard = partial(_masked_attention, mask=mask), partial(_masked_attention, mask=per_query)
+        context = self._context(visual_context)
+        attends = [
+            Attend(attend_tokens, attend_mouse, attend_keyboard, None if context is None else layer.cross_attn.keys_values(context))
+            for layer in self.blocks
+        ]
+        return self._run(x, timestep, keyboard, mouse, grid, time, attends)
+
+    def new_cache(
+        self, batch: int, height: int, width: int, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+    ) -> DiTCache:
+        """Empty rings for ``batch`` sessions of ``height`` x ``width`` tokens a latent, at their final size."""
+        config, action, places = self.config, self.config.action, height * width
+
+        def ring(heads: int, tokens: int, head_dim: int) -> KVRing:
+            return KVRing((batch, heads, config.local_attn_size, tokens, head_dim), device, dtype)
+
+        def layer(acts: bool) -> LayerCache:
+            return LayerCache(
+                tokens=ring(config.num_heads, places, config.head_dim),
+                mouse=ring(places * action.heads, 1, action.head_dim) if acts and action.mouse_dim else None,
+                keyboard=ring(action.heads, 1, action.head_dim) if acts else None,
+            )
+
+        return DiTCache([layer(i in action.blocks) for i in range(config.num_layers)], config.local_attn_size)
+
+    def precompute_context(self, visual_context: Tensor | None, cache: DiTCache) -> None:
+        """Keep every layer's keys and values of the image tokens [B, L, img_dim] in the cache: once per session.
+
+        Raises ``ValueError`` if image tokens are given to a model without them, or missing for one with them.
+        """
+        context = self._context(visual_context)
+        if context is not None:
+            for layer, memory in zip(self.blocks, cache.layers, strict=True):
+                memory.image = layer.cross_attn.keys_values(context)
+
+    def _run(
+        self, x: Tensor, timestep: Tensor, keyboard: Tensor, mouse: Tensor | None, grid: Rotary, time: Rotary, attends: list[Attend]
+    ) -> Tensor:
+        if (mouse is None) != (self.config.action.mouse_dim == 0):
+            raise ValueError(f"this mode has {self.config.action.mouse_dim} mouse numbers a row, mouse must be given exactly if > 0")
+        height, width = self._grid(x)
+        tokens = self._patchify(x)  # [B, T, S, dim]
+        embedded = self.time_embedding(timestep_embedding(timestep, self.config.freq_dim).to(tokens.dtype))  # [B, T, dim]
+        modulation = self.time_projection(embedded).unflatten(-1, (6, -1))  # [B, T, 6, dim]
+        for layer, attend in zip(self.blocks, attends, strict=True):
+            tokens = layer(tokens, modulation, keyboard, mouse, grid, time, attend)
+        return self._unpatchify(self.head(tokens, embedded), height, width)
+
+    def _grid(self, x: Tensor) -> tuple[int, int]:
+        _, down, right = self.config.patch_size
+        if x.shape[3] % down or x.shape[4] % right:
+            raise ValueError(f"latents of {x.shape[3]}x{x.shape[4]} do not divide into patches of {down}x{right}")
+        return x.shape[3] // down, x.shape[4] // right
+
+    def _rotaries(self, positions: Tensor, height: int, width: int, device: torch.device) -> tuple[Rotary, Rotary]:
+        action = self.config.action
+        grid = rotary_grid(positions, height, width, self.config.head_dim)
+        time = rotary_time(positions, action.rope_dim, action.rope_theta)
+        return to_device(grid, device), to_device(time, device)
+
+    def _context(self, visual_context: Tensor | None) -> Tensor | None:
+        if (visual_context is None) != (self.img_emb is None):
+            raise ValueError(f"this model has img_dim {self.config.img_dim}: image tokens must be given exactly if it is > 0")
+        return None if visual_context is None else self.img_emb(visual_context)
+
+    def _patchify(self, x: Tensor) -> Tensor:
+        conv = self.patch_embedding  # kernel = stride: a linear layer over patches
+        _, down, right = self.config.patch_size
+        patches = x.unflatten(4, (-1, right)).unflatten(3, (-1, down)).permute(0, 2, 3, 5, 1, 4, 6)  # [B, T, h', w', C, down, right]
+        tokens = F.linear(patches.flatten(4).flatten(2, 3).to(conv.weight.dtype), conv.weight.flatten(1), conv.bias)
+        return tokens.to(conv.weight.dtype)  # [B, T, S, dim]; the residual stream keeps the weights' dtype under autocast
+
+    def _unpatchify(self, out: Tensor, height: int, width: int) -> Tensor:
+        _, down, right = self.config.patch_size
+        patches = out.unflatten(3, (down, right, -1)).unflatten(2, (height, width))  # [B, T, h', w', down, right, out_dim]
+        return patches.permute(0, 6, 1, 2, 4, 3, 5).flatten(5, 6).flatten(3, 4)  # [B, out_dim, T, h, w]
+
+    def _initialise(self) -> None:
+        """Start as nearly the identity: small outputs of every part, gates open, head silent."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+        nn.init.xavier_uniform_(self.patch_embedding.weight.flatten(1))
+        nn.init.zeros_(self.patch_embedding.bias)
+        nn.init.normal_(self.time_projection[1].weight, std=0.02)
+        nn.init.zeros_(self.head.head.weight)
+        depth = 1 / math.sqrt(2 * len(self.blocks))
+        with torch.no_grad():
+            for layer in self.blocks:
+                for linear in layer.outputs():
+                    linear.weight.mul_(depth)
+
+
+class Layer(nn.Module):
+    """Self-attention, cross-attention to the image (if any), action module (in some layers), feed-forward."""
+
+    def __init__(self, config: DiTConfig, acts: bool) -> None:
+        super().__init__()
+        dim = config.dim
+        self.eps = config.eps
+        self.self_attn = SelfAttention(dim, config.num_heads, config.eps)
+        self.norm3 = nn.LayerNorm(dim, config.eps) if config.img_dim else None
+        self.cross_attn = CrossAttention(dim, config.num_heads, config.eps) if config.img_dim else None
+        self.action_model = ActionModule(dim, config.action) if acts else None
+        self.ffn = nn.Sequential(nn.Linear(dim, config.ffn_dim), nn.GELU(approximate="tanh"), nn.Linear(config.ffn_dim, dim))
+        self.modulation = nn.Parameter(torch.zeros(1, 6, dim))
+        with torch.no_grad():
+            self.modulation[:, 2::3] = 1  # the two gates
+
+    def outputs(self) -> list[nn.Linear]:
+        """The linear layers that write into the residual stream."""
+        action = self.action_model
+        acting = [] if action is None else [action.proj_keyboard] + ([action.proj_mouse] if action.config.mouse_dim else [])
+        return [self.self_attn.o, self.ffn[2], *([] if self.cross_attn is None else [self.cross_attn.o]), *acting]
+
+    def forward(
+        self, x: Tensor, modulation: Tensor, keyboard: Tensor, mouse: Tensor | None, grid: Rotary, time: Rotary, attend: Attend
+    ) -> Tensor:
+        """x [B, T, S, dim], modulation [B, T, 6, dim] -> [B, T, S, dim]."""
+        e = (self.modulation + modulation)[:, :, :, None].unbind(2)  # six of [B, T, 1, dim]: shift, scale, gate, twice
+        x = x + e[2] * self.self_attn(modulate(x, e[0], e[1], self.eps), grid, attend)
+        if self.cross_attn is not None:
+            x = x + self.cross_attn(self.norm3(x), attend)
+        if self.action_model is not None:
+            x = self.action_model(x, keyboard, mouse, time, attend)
+        return x + e[5] * self.ffn(modulate(x, e[3], e[4], self.eps))
+
+
+class SelfAttention(nn.Module):
+    """Attention among the tokens of all latents in view."""
+
+    def __init__(self, dim: int, num_heads: int, eps: float) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.q, self.k, self.v, self.o = (nn.Linear(dim, dim) for _ in range(4))
+        self.norm_q, self.norm_k = nn.RMSNorm(dim, eps), nn.RMSNorm(dim, eps)  # over the whole width, before heads are split
+
+    def forward(self, x: Tensor, grid: Rotary, attend: Attend) -> Tensor:
+        v = heads_apart(self.v(x), self.num_heads)  # [B, T x S, heads, head_dim]
+        q, k = (
+            apply_rotary(heads_apart(normed(norm, linear(x)), self.num_heads), grid).to(v.dtype).transpose(1, 2)
+            for linear, norm in ((self.q, self.norm_q), (self.k, self.norm_k))
+        )
+        out = attend.tokens(q, k, v.transpose(1, 2))  # [B, heads, T x S, head_dim]
+        return self.o(out.transpose(1, 2).reshape(x.shape))
+
+
+class CrossAttention(nn.Module):
+    """Attention from every token to the image tokens, which have no position."""
+
+    def __init__(self, dim: int, num_heads: int, eps: float) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.q, self.k, self.v, self.o = (nn.Linear(dim, dim) for _ in range(4))
+        self.norm_q, self.norm_k = nn.RMSNorm(dim, eps), nn.RMSNorm(dim, eps)
+
+    def keys_values(self, context: Tensor) -> KeyValue:
+        """Keys and values of the projected image tokens [B, L, dim], each [B, heads, L, head_dim]: they depend on nothing else."""
+        v = self.v(context)
+        k = normed(self.norm_k, self.k(context)).to(v.dtype)
+        return tuple(a.unflatten(-1, (self.num_heads, -1)).transpose(1, 2).contiguous() for a in (k, v))
+
+    def forward(self, x: Tensor, attend: Attend) -> Tensor:
+        k, v = attend.image
+        q = heads_apart(normed(self.norm_q, self.q(x)), self.num_heads).to(v.dtype).transpose(1, 2)  # [B, heads, T x S, head_dim]
+        out = F.scaled_dot_product_attention(q, k, v)
+        return self.o(out.transpose(1, 2).reshape(x.shape))
+
+
+class ImageProjection(nn.Module):
+    """Image tokens [B, L, img_dim] -> [B, L, dim]."""
+
+    def __init__(self, img_dim: int, dim: int) -> None:
+        super().__init__()
+        self.proj = nn.Sequential(nn.LayerNorm(img_dim), nn.Linear(img_dim, img_dim), nn.GELU(), nn.Linear(img_dim, dim), nn.LayerNorm(dim))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.proj(tokens)
+
+
+class Head(nn.Module):
+    """Tokens -> the numbers of their patch, channel last."""
+
+    def __init__(self, config: DiTConfig) -> None:
+        super().__init__()
+        self.eps = config.eps
+        self.head = nn.Linear(config.dim, math.prod(config.patch_size) * config.out_dim)
+        self.modulation = nn.Parameter(torch.zeros(1, 2, config.dim))
+
+    def forward(self, x: Tensor, embedded: Tensor) -> Tensor:
+        shift, scale = (self.modulation + embedded[:, :, None])[:, :, :, None].unbind(2)  # each [B, T, 1, dim]
+        return self.head(modulate(x, shift, scale, self.eps))
+
+
+def timestep_embedding(timestep: Tensor, freq_dim: int) -> Tensor:
+    """Sinusoids of timesteps [...] -> float64 [..., freq_dim]: cosines first, base 10000 (Vaswani et al. 2017)."""
+    half = freq_dim // 2
+    frequencies = 10000.0 ** -(torch.arange(half, dtype=torch.float64, device=timestep.device) / half)
+    angles = timestep.to(torch.float64)[..., None] * frequencies
+    return torch.cat((angles.cos(), angles.sin()), dim=-1)
+
+
+def modulate(x: Tensor, shift: Tensor, scale: Tensor, eps: float) -> Tensor:
+    """LayerNorm without parameters, then scale and shift: LN(x) (1 + scale) + shift (adaptive LN of Peebles & Xie 2023)."""
+    return F.layer_norm(x, (x.shape[-1],), eps=eps) * (1 + scale) + shift
+
+
+def normed(norm: nn.RMSNorm, x: Tensor) -> Tensor:
+    """RMS norm over the whole width with weight, in float32."""
+    return F.rms_norm(x.float(), norm.normalized_shape, norm.weight.float(), norm.eps)
+
+
+def heads_apart(x: Tensor, num_heads: int) -> Tensor:
+    """[B, T, S, dim] -> [B, T x S, heads, head_dim]."""
+    return x.flatten(1, 2).unflatten(-1, (num_heads, -1))
+
+
+def _masked_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)

@@ -1,0 +1,181 @@
+"""Rings of keys and values, one slot a latent, overwritten in place at positions known on the host.
+
+Keys are rotated before they are stored, so the order of the slots does not matter to attention and nothing is ever
+rolled: latent t lives in slot t % window. A block [start, start + n) is written over the oldest slots, which leaves
+exactly the last `window` latents counted to the block's end. Slots not written yet take no part.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Attention = Callable[[Tensor, Tensor, Tensor], Tensor]  # q, k, v [B, heads, tokens, head_dim] -> [B, heads, query tokens, head_dim]
+KeyValue = tuple[Tensor, Tensor]
+
+
+@dataclass(frozen=True)
+class Attend:
+    """How one layer's attentions reach their keys: through a ring (playing) or through a mask (training)."""
+
+    tokens: Attention
+    mouse: Attention | None
+    keyboard: Attention | None
+    image: KeyValue | None  # keys and values of the image tokens, each [B, heads, L, head_dim]
+
+
+@dataclass(frozen=True)
+class Block:
+    """The slots of one pass over latents [start, start + n): plain numbers, worked out once for all layers."""
+
+    window: int
+    first: int  # oldest latent seen
+    start: int
+    n: int
+
+    @property
+    def writes(self) -> list[tuple[int, int, int]]:
+        """(slot, first latent of the block, count) of each unbroken run of slots to write: one, or two around the ring's end."""
+        slot = self.start % self.window
+        head = min(self.n, self.window - slot)
+        runs = [(slot, 0, head), (0, head, self.n - head)]
+        return [run for run in runs if run[2]]
+
+    def slots(self, first: int, end: int) -> list[tuple[int, int]]:
+        """Slot ranges [a, b) that hold latents [first, end), in slot order."""
+        if end - first >= self.window:
+            return [(0, self.window)]
+        a, b = first % self.window, end % self.window
+        if first == end:
+            return []
+        return [(a, b or self.window)] if a < (b or self.window) else [(0, b), (a, self.window)]
+
+
+class KVRing:
+    """Keys and values of one attention: two buffers ``[B, heads, window, tokens of a latent, head_dim]``."""
+
+    def __init__(self, shape: tuple[int, int, int, int, int], device: torch.device | str, dtype: torch.dtype) -> None:
+        self.k = torch.zeros(shape, device=device, dtype=dtype)
+        self.v = torch.zeros(shape, device=device, dtype=dtype)
+
+    def attend(self, block: Block, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Write the block's k, v ``[B, heads, n x tokens, head_dim]`` into its slots, then let q see the window."""
+        return F.scaled_dot_product_attention(q, self._seen(self.k, block, k).to(q.dtype), self._seen(self.v, block, v).to(q.dtype))
+
+    @staticmethod
+    def _seen(ring: Tensor, block: Block, new: Tensor) -> Tensor:
+        latents = new.unflatten(2, (block.n, ring.shape[3]))  # [B, heads, n, tokens, head_dim]
+        if new.requires_grad:  # the ring keeps values only; the gradient goes through a copy that no later pass overwrites
+            old = [ring[:, :, a:b] for a, b in block.slots(block.first, block.start)]
+            seen = torch.cat([*old, latents.to(ring.dtype)], dim=2)
+        for slot, i, count in block.writes:
+            ring[:, :, slot : slot + count].copy_(latents[:, :, i : i + count].detach())
+        if not new.requires_grad:
+            runs = [ring[:, :, a:b] for a, b in block.slots(block.first, block.start + block.n)]
+            seen = runs[0] if len(runs) == 1 else torch.cat(runs, dim=2)  # two runs only before the ring is full, after an odd start
+        return seen.flatten(2, 3)  # [B, heads, latents seen x tokens, head_dim]
+
+
+@dataclass
+class LayerCache:
+    """One layer's memory. ``mouse`` and ``keyboard`` are None in layers without that part, ``image`` until it is computed."""
+
+    tokens: KVRing
+    mouse: KVRing | None
+    keyboard: KVRing | None
+    image: KeyValue | None = None
+
+    def attend(self, block: Block) -> Attend:
+        """The attentions of a pass over ``block``."""
+        mouse, keyboard = (None if ring is None else partial(ring.attend, block) for ring in (self.mouse, self.keyboard))
+        return Attend(partial(self.tokens.attend, block), mouse, keyboard, self.image)
+
+
+class DiTCache:
+    """All rings of one batch of sessions. It holds latents [first, written); both are host integers.
+
+    Passes over the same block overwrite the same slots and leave the same state. Writing an earlier block again rewinds: what lay
+    after it is forgotten (and what the ring has overwritten stays lost). Block 0 always begins anew.
+    """
+
+    def __init__(self, layers: list[LayerCache], window: int) -> None:
+        self.layers = layers
+        self.window = window
+        self.first = 0
+        self.written = 0
+
+    def open(self, start: int, n: int) -> Block:
+        """Enter latents [start, start + n) into the books, for a pass that writes all rings.
+
+        Raises ``ValueError`` if that would leave a hole, or if the latents before ``start`` are no longer held.
+        """
+        if not 1 <= n <= self.window:
+            raise ValueError(f"a block of {n} latents does not fit a window of {self.window}: use 1..{self.window}")
+        if start < 0:
+            raise ValueError(f"latents count from 0, got start {start}")
+        if start == 0 or self.written == self.first:
+            self.first = start
+        elif not self.first <= start <= self.written:
+            raise ValueError(
+                f"latent {start} cannot follow a cache that holds latents {self.first}..{self.written - 1}: "
+                f"go on at {self.written}, rewind within it, or take a new cache"
+            )
+        self.written = start + n
+        self.first = max(self.first, self.written - self.window)
+        return Block(self.window, self.first, start, n)
+
+    def clear(self) -> None:
+        """Forget all latents; the image's keys stay."""
+        self.first = self.written = 0
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Every buffer by name, not copied. With ``first`` and ``written`` it is the whole state."""
+        found: dict[str, Tensor] = {}
+        for i, layer in enumerate(self.layers):
+            for name in ("tokens", "mouse", "keyboard"):
+                ring = getattr(layer, name)
+                if ring is not None:
+                    found[f"layers.{i}.{name}.k"], found[f"layers.{i}.{name}.v"] = ring.k, ring.v
+            if layer.image is not None:
+                found[f"layers.{i}.image.k"], found[f"layers.{i}.image.v"] = layer.image
+        return found
+
+    def load(self, tensors: dict[str, Tensor], first: int, written: int) -> None:
+        """Take over a saved state. Raises ``ValueError`` if names, shapes or the range of latents do not fit this cache."""
+        own = self.tensors()
+        if own.keys() != tensors.keys():
+            raise ValueError(f"saved cache does not fit: differs in {sorted(own.keys() ^ tensors.keys())[:3]}")
+        if not 0 <= first <= written <= first + self.window:
+            raise ValueError(f"saved cache claims latents {first}..{written} in a window of {self.window}")
+        for name, buffer in own.items():
+            if buffer.shape != tensors[name].shape:
+                raise ValueError(f"saved cache does not fit: {name} is {list(tensors[name].shape)}, expected {list(buffer.shape)}")
+        for name, buffer in own.items():
+            buffer.copy_(tensors[name])
+        self.first, self.written = first, written
+
+    def clone(self) -> DiTCache:
+        """An independent copy."""
+
+        def copy_ring(ring: KVRing | None) -> KVRing | None:
+            if ring is None:
+                return None
+            twin = KVRing.__new__(KVRing)
+            twin.k, twin.v = ring.k.clone(), ring.v.clone()
+            return twin
+
+        layers = [
+            LayerCache(
+                copy_ring(layer.tokens), copy_ring(layer.mouse), copy_ring(layer.keyboard),
+                None if layer.image is None else (layer.image[0].clone(), layer.image[1].clone()),
+            )
+            for layer in self.layers
+        ]  # fmt: skip
+        twin = DiTCache(layers, self.window)
+        twin.first, twin.written = self.first, self.written
+        return twin
