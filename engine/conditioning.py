@@ -1,0 +1,119 @@
+"""What steers a block: the start picture's channels and the ring of condition rows (`cond_current`, SPEC §2)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from engine.clock import BlockClock
+from models.action import ActionConfig
+from models.vae import VAE
+
+HISTORY = 24  # rows remembered; a block of three latents looks back over 9
+START_LATENTS = 30  # latent 29 of [picture, then zeros] is the one that all later ones equal
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Condition rows of a block, one a frame: keyboard `[F, K]`, mouse `[F, 2]` (None in a mode without mouse); float32, host."""
+
+    keyboard: Tensor
+    mouse: Tensor | None
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Rows cut per latent as the model reads them: keyboard `[1, n, 12, K]`, mouse `[1, n, 12, 2]` or None."""
+
+    keyboard: Tensor
+    mouse: Tensor | None
+
+    def to(self, device: torch.device) -> Windows:
+        return Windows(self.keyboard.to(device), None if self.mouse is None else self.mouse.to(device))
+
+
+class ConditionRing:
+    """The newest condition rows of a session. Only `commit` changes it."""
+
+    def __init__(self, config: ActionConfig) -> None:
+        self.config = config
+        if config.rows > HISTORY:
+            raise ValueError(f"a latent reads {config.rows} rows, more than the {HISTORY} that are kept")
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget everything: the next block is block 0."""
+        self.count = 0  # rows ever committed
+        self.keyboard = torch.zeros(HISTORY, self.config.keyboard_dim)  # the newest row is the last
+        self.mouse = torch.zeros(HISTORY, 2) if self.config.mouse_dim else None
+
+    def hold(self, clock: BlockClock, keyboard: np.ndarray, mouse: np.ndarray | None) -> Rows:
+        """The rows of a block whose action, as the model reads it, is held for all its frames."""
+        count = len(clock.frames)
+        return Rows(
+            torch.as_tensor(keyboard, dtype=torch.float32).expand(count, -1),
+            None if mouse is None else torch.as_tensor(mouse, dtype=torch.float32).expand(count, -1),
+        )
+
+    def windows(self, clock: BlockClock, rows: Rows) -> Windows:
+        """The rows each latent of the block reads: 4t-12 ... 4t-1, row 0 standing in for negative ones. Changes nothing.
+
+        Raises ValueError when ``rows`` are not this block's, or the ring does not stand right before it.
+        """
+        self._check(clock, rows)
+        oldest = self.count - HISTORY  # absolute number of the ring's first row
+        picks = [
+            [max(0, clock.r * latent - self.config.rows + i) - oldest for i in range(self.config.rows)] for latent in clock.latents
+        ]  # [n, 12] places in (ring, then rows)
+        keyboard = torch.cat([self.keyboard, rows.keyboard])[picks][None]
+        return Windows(keyboard, None if self.mouse is None else torch.cat([self.mouse, rows.mouse])[picks][None])
+
+    def commit(self, clock: BlockClock, rows: Rows) -> None:
+        """Append the block's rows."""
+        self._check(clock, rows)
+        self.keyboard = torch.cat([self.keyboard, rows.keyboard])[-HISTORY:].clone()
+        if self.mouse is not None:
+            self.mouse = torch.cat([self.mouse, rows.mouse])[-HISTORY:].clone()
+        self.count = clock.rows
+
+    def _check(self, clock: BlockClock, rows: Rows) -> None:
+        if self.count != clock.frames.start:
+            raise ValueError(f"the ring stands at row {self.count}, block {clock.block} begins at row {clock.frames.start}")
+        expected = (len(clock.frames), self.config.keyboard_dim)
+        if tuple(rows.keyboard.shape) != expected:
+            raise ValueError(f"block {clock.block} takes keyboard rows {list(expected)}, got {list(rows.keyboard.shape)}")
+        if (rows.mouse is None) != (self.mouse is None):
+            raise ValueError("mouse rows must be given exactly in a mode with a mouse")
+
+
+class StartCondition:
+    """`cond_concat` of an endless session: 4 mask channels (1 on latent 0) and the VAE's latents of [picture, then zeros].
+
+    ``visual_context`` `[1, 257, 1280]` are the image tokens of the same picture, or None.
+    """
+
+    def __init__(self, latents: Tensor, mask_channels: int = 4, visual_context: Tensor | None = None) -> None:
+        mask = torch.zeros_like(latents[:, :1]).expand(-1, mask_channels, -1, -1, -1).clone()
+        mask[:, :, 0] = 1
+        self.channels = torch.cat([mask, latents], dim=1)  # [1, 4 + z, 30, h, w]
+        self.visual_context = visual_context
+
+    def block(self, clock: BlockClock) -> Tensor:
+        """The channels of one block `[1, 4 + z, n, h, w]`; past the last encoded latent that one is repeated."""
+        last = self.channels.shape[2] - 1
+        if clock.latents.stop <= last + 1:
+            return self.channels[:, :, clock.latents.start : clock.latents.stop]
+        return torch.cat([self.channels[:, :, min(latent, last)].unsqueeze(2) for latent in clock.latents], dim=2)
+
+
+@torch.inference_mode()
+def encode_start(vae: VAE, picture: Tensor, latents: int = START_LATENTS) -> Tensor:
+    """Latents `[1, z, latents, h, w]` of ``picture`` `[1, 3, 1, H, W]` followed by zero-valued (mid grey) frames, streamed."""
+    cache = vae.new_encoder_cache()
+    grey = torch.zeros_like(picture).expand(-1, -1, vae.config.temporal_ratio, -1, -1)
+    parts = [vae.encode_frames(picture, cache)]
+    parts += [vae.encode_frames(grey, cache) for _ in range(latents - 1)]
+    return torch.cat(parts, dim=2)

@@ -1,0 +1,70 @@
+"""Noise to latents: denoise a block without advancing anything, then commit it with one clean pass (SPEC §4)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from engine.clock import BlockClock
+from engine.conditioning import Windows
+from models.dit import DiT
+from models.flow import FlowSchedule, add_noise, x0_from_output
+from models.kv_cache import DiTCache
+
+CONTEXT_NOISE = 0.0  # timestep of the clean pass
+
+
+class NoiseSource(Protocol):
+    """Where a block's noise comes from; tests play recorded noise through it."""
+
+    def noise(self, clock: BlockClock, step: int, shape: Sequence[int]) -> Tensor:
+        """Standard normal noise, float32 on the host, for denoising pass ``step`` (from 0) of a block."""
+        ...
+
+
+class SeededNoise:
+    """Noise that depends on (seed, block, step) and nothing else."""
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+
+    def noise(self, clock: BlockClock, step: int, shape: Sequence[int]) -> Tensor:
+        generator = torch.Generator().manual_seed(clock.noise_seed(self.seed, step))
+        return torch.randn(tuple(shape), generator=generator)
+
+
+class BlockSampler:
+    """Drives a DiT through the listed steps. It holds no state: that is the cache's, and the caller's."""
+
+    def __init__(self, dit: DiT, steps: Sequence[int] = (1000, 666, 333), shift: float = 5.0) -> None:
+        self.dit = dit
+        self.schedule = FlowSchedule(shift)
+        self.timesteps = self.schedule.timesteps(steps).tolist()
+        self.sigmas = self.schedule.sigma(torch.tensor(self.timesteps)).tolist()
+
+    def denoise(self, clock: BlockClock, cache: DiTCache, condition: Tensor, windows: Windows, noise: NoiseSource) -> Iterator[Tensor]:
+        """Yield x0 `[1, z, n, h, w]` float32 after each pass; the last is the block's latents.
+
+        ``condition`` `[1, 4 + z, n, h, w]` is the block's `cond_concat`. Each pass overwrites the same cache slots, so
+        the block may be dropped, or begun again, at any point.
+        """
+        shape = (1, self.dit.config.out_dim, clock.n, *condition.shape[3:])
+        x0 = None
+        for step, (timestep, sigma) in enumerate(zip(self.timesteps, self.sigmas, strict=True)):
+            fresh = noise.noise(clock, step, shape).to(condition.device)
+            x = fresh if x0 is None else add_noise(x0, fresh, sigma)
+            output = self._run(x, timestep, clock, cache, condition, windows)
+            x0 = x0_from_output(x, output.float(), sigma, self.dit.config.prediction)
+            yield x0
+
+    def commit(self, clock: BlockClock, cache: DiTCache, condition: Tensor, windows: Windows, x0: Tensor) -> Tensor:
+        """Leave the clean latents' keys and values in the cache; returns the model's output, which nobody needs."""
+        return self._run(x0, CONTEXT_NOISE, clock, cache, condition, windows)
+
+    def _run(self, x: Tensor, timestep: float, clock: BlockClock, cache: DiTCache, condition: Tensor, windows: Windows) -> Tensor:
+        timesteps = torch.full((1, clock.n), timestep, device=x.device)
+        inputs = torch.cat([x, condition], dim=1)  # [1, in_dim, n, h, w]
+        return self.dit(inputs, timesteps, windows.keyboard, windows.mouse, cache, clock.start)

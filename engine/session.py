@@ -1,0 +1,116 @@
+"""One game: an action in, the next block's frames out, for ever and in constant memory."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from engine.actions import Action
+from engine.clock import BlockClock
+from engine.conditioning import ConditionRing, Rows, Windows
+from engine.sampler import BlockSampler, NoiseSource, SeededNoise
+
+if TYPE_CHECKING:
+    from engine.picture import Picture
+    from engine.world import World
+
+
+class Session:
+    """All state of one game in a `World`, at ``clock``: the block that comes next.
+
+    A block is worked out first and committed last, so a step that fails (or is interrupted) leaves the session where
+    it was. Same world, seed, start picture and actions give the same bits.
+    """
+
+    def __init__(self, world: World, seed: int = 0, start: Picture | None = None, noise: NoiseSource | None = None) -> None:
+        self.world = world
+        self.seed = seed
+        model, action = world.config.model, world.config.model.action
+        self.clock = BlockClock(n=model.num_frame_per_block, r=action.vae_time_ratio)
+        self.timings: dict[str, float] = {}
+        self.precise_timings = False
+        self._noise = noise or SeededNoise(seed)
+        self._sampler = BlockSampler(world.dit, world.config.sampler.steps, world.config.sampler.shift)
+        self._start = world.condition(start)
+        self._ring = ConditionRing(action)
+        self._cache = world.new_cache(self._start)
+        self._decoder = world.vae.new_decoder_cache()
+
+    @torch.inference_mode()
+    def step(self, action: Action = Action()) -> np.ndarray:  # noqa: B008 - immutable
+        """Play one block: uint8 RGB frames `[9, H, W, 3]` for the first block, `[12, H, W, 3]` afterwards.
+
+        Afterwards `timings` holds the seconds of every stage. Raises WorldError for a key the world does not have.
+        """
+        watch = _Stopwatch(self.world.device if self.precise_timings else None)
+        clock, ring = self.clock, self._ring
+        rows = ring.hold(clock, *self.world.config.actions.to_model(action))
+        windows = ring.windows(clock, rows).to(self.world.device)
+        condition = self._start.block(clock)
+        watch.lap("conditioning")
+
+        latents = None
+        passes = self._sampler.denoise(clock, self._cache, condition, windows, self._noise)
+        for count, latents in enumerate(passes, 1):
+            watch.lap(f"denoise {count}")
+        self._commit_latents(clock, condition, windows, latents)
+        watch.lap("commit")
+        frames = self.world.vae.decode_block(latents, self._decoder)  # [1, 3, F, H, W] in [-1, 1]
+        watch.lap("decode")
+        pictures = to_uint8(frames)
+        watch.lap("transfer")
+
+        self._advance(clock, rows)
+        self.timings = watch.finish()
+        return pictures
+
+    def reset(self, seed: int | None = None, start: Picture | None = None) -> None:
+        """Begin again at block 0 of the next epoch, with the same seed and start picture unless others are given.
+
+        Raises WorldError, and changes nothing, when the start picture cannot be used.
+        """
+        if start is not None:
+            self._start = self.world.condition(start)
+            self._cache = self.world.new_cache(self._start)
+        if seed is not None:
+            self.seed, self._noise = seed, SeededNoise(seed)
+        self._cache.clear()
+        self._ring.reset()
+        self._decoder = self.world.vae.new_decoder_cache()
+        self.clock = self.clock.restarted()
+        self.timings = {}
+
+    def _commit_latents(self, clock: BlockClock, condition: Tensor, windows: Windows, latents: Tensor) -> None:
+        self._sampler.commit(clock, self._cache, condition, windows, latents)
+
+    def _advance(self, clock: BlockClock, rows: Rows) -> None:
+        self._ring.commit(clock, rows)
+        self.clock = clock.next()
+
+
+def to_uint8(frames: Tensor) -> np.ndarray:
+    """Frames `[1, 3, F, H, W]` in [-1, 1] -> uint8 `[F, H, W, 3]` on the host: round((x + 1) 127.5)."""
+    pictures = frames[0].permute(1, 2, 3, 0).float().add(1).mul(127.5).round_().clamp_(0, 255)
+    return pictures.to(torch.uint8).contiguous().cpu().numpy()
+
+
+class _Stopwatch:
+    """Seconds of each stage. With a device, waits for it at each lap, so that a stage pays for its own work."""
+
+    def __init__(self, device: torch.device | None) -> None:
+        self.device = device
+        self.laps: dict[str, float] = {}
+        self.begun = self.last = time.perf_counter()
+
+    def lap(self, name: str) -> None:
+        if self.device is not None and self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        now = time.perf_counter()
+        self.laps[name], self.last = now - self.last, now
+
+    def finish(self) -> dict[str, float]:
+        return {**self.laps, "total": time.perf_counter() - self.begun}

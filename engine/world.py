@@ -1,0 +1,161 @@
+"""A world: a config and its weights, from which sessions start."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from engine.conditioning import StartCondition, encode_start
+from engine.config import WorldConfig, list_worlds, load_config
+from engine.picture import Picture, load_picture
+from engine.session import Session
+from models.checkpoint import load_into
+from models.dit import DiT
+from models.errors import WeightError, WorldError, one_line
+from models.kv_cache import DiTCache
+from models.vae import VAE
+
+try:
+    from models.vision import VisionEncoder
+except ImportError:  # lands within the hour
+    VisionEncoder = object
+
+Progress = Callable[[str, float], None]  # (what is being loaded, part done from 0 to 1)
+
+
+class World:
+    """The networks of one world, ready to play. Load it once, start as many sessions as wanted."""
+
+    def __init__(self, config: WorldConfig, dit: DiT, vae: VAE, files: dict[str, list[Path]], device: torch.device, dtype: torch.dtype) -> None:
+        self.config = config
+        self.dit, self.vae = dit, vae
+        self.files = files  # the weight files in use, by part
+        self.device, self.dtype = device, dtype
+        self._default: StartCondition | None = None
+
+    @classmethod
+    def load(
+        cls, world: str | Path | WorldConfig, weights: str | Path | None = None, device: str = "cpu", dtype: str | None = None,
+        progress: Progress | None = None,
+    ) -> World:  # fmt: skip
+        """A world by name, by the path of its yaml, or by a config read (and perhaps changed) before.
+
+        ``weights`` is the folder of files that do not come with the world; ``dtype`` overrides the config's "auto",
+        "float32", "bfloat16" or "float16". Cheap checks come first: name, config, device, files, and only then weights.
+        Raises WorldError (WeightError for files) with one line that says what is wrong.
+        """
+        config = world if isinstance(world, WorldConfig) else load_config(world)
+        place = _device(device)
+        kind = choose_dtype(dtype or config.dtype, place)
+        files = _files(config, None if weights is None else Path(weights))
+        report = progress or (lambda what, part: None)
+        with torch.device("meta"):
+            dit, vae = DiT(config.model), VAE(config.vae)
+        load_into(vae, files["vae"], torch.float32, place, progress=lambda part: report("vae", part))
+        load_into(dit, files["dit"], kind, place, progress=lambda part: report("dit", part))
+        vae.decoder.to(kind)  # decoding may run in half precision, encoding must not (SPEC §5)
+        vae.conv2.to(kind)
+        return cls(config, dit.eval(), vae.eval(), files, place, kind)
+
+    @staticmethod
+    def list() -> tuple[str, ...]:
+        """Names of the bundled worlds."""
+        return list_worlds()
+
+    def session(self, seed: int = 0, start: Picture | None = None) -> Session:
+        """A new game. ``start`` is an image file or an array `[H, W, 3]` (uint8, or float in [0, 1]); None: the world's own.
+
+        Raises WorldError when the picture cannot be used.
+        """
+        return Session(self, seed, start)
+
+    def condition(self, start: Picture | None) -> StartCondition:
+        """The start picture encoded, once, for a session of any length."""
+        if start is None:
+            if self._default is None:
+                self._default = self._encode(self._own_start())
+            return self._default
+        return self._encode(start)
+
+    @torch.inference_mode()
+    def new_cache(self, start: StartCondition) -> DiTCache:
+        """Empty rings for one session, with the keys of its start picture."""
+        ratio, (_, down, right) = self.config.vae.spatial_ratio, self.config.model.patch_size
+        cache = self.dit.new_cache(1, self.config.height // ratio // down, self.config.width // ratio // right, self.device, self.dtype)
+        self.dit.precompute_context(start.visual_context, cache)
+        return cache
+
+    def _encode(self, start: Picture) -> StartCondition:
+        picture = load_picture(start, self.config.height, self.config.width).to(self.device)
+        latents = encode_start(self.vae, picture)
+        return StartCondition(latents, self.config.vae.temporal_ratio, self._visual_context(picture))
+
+    def _own_start(self) -> Path:
+        if self.config.start is None:
+            raise WorldError(f"the world {self.config.name} has no start picture of its own; give one with --start FILE")
+        return self.config.folder / self.config.start
+
+    @torch.inference_mode()
+    def _visual_context(self, picture: Tensor) -> Tensor | None:
+        """Image tokens `[1, L, img_dim]`. The encoder is large and needed once, so it is loaded for this and let go."""
+        if self.config.vision is None:
+            return None
+        with torch.device("meta"):
+            encoder = VisionEncoder(self.config.vision)
+        load_into(encoder, self.files["vision"], torch.float32, self.device, prefix="visual.", only=True)
+        return encoder.eval()(picture[:, :, 0]).to(self.dtype)
+
+
+def choose_dtype(name: str, device: torch.device) -> torch.dtype:
+    """The dtype of model and decoder; "auto" is bfloat16 where the device computes in it natively, else float32."""
+    kinds = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    if name in kinds:
+        return kinds[name]
+    if name != "auto":
+        raise WorldError(f"dtype is one of auto, {', '.join(kinds)}; got {one_line(name, 80)!r}")
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    return torch.bfloat16 if device.type == "cpu" and _cpu_has_bfloat16() else torch.float32
+
+
+def _cpu_has_bfloat16() -> bool:
+    """Whether the CPU multiplies bfloat16 itself (AVX512-BF16 or AMX); emulated it is slower than float32."""
+    probes = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")  # no public way to ask
+    return any(getattr(torch.cpu, probe, lambda: False)() for probe in probes)
+
+
+def _device(name: str) -> torch.device:
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError):
+        raise WorldError(f"there is no device {one_line(name, 80)!r} here; use cpu" + (" or cuda" if torch.cuda.is_available() else "")) from None
+    return device
+
+
+def _files(config: WorldConfig, weights: Path | None) -> dict[str, list[Path]]:
+    """Where the weight files of each part lie. Raises WeightError when one of them does not exist."""
+    if weights is not None and not weights.is_dir():
+        what = "a file" if weights.exists() else "not there"
+        raise WeightError(f"--weights {weights} is {what}; give the folder that holds {config.weights.dit[0]}")
+    folder = weights or config.folder
+    wanted = {"dit": config.weights.dit, "vae": config.weights.vae, "vision": config.weights.vision if config.vision else ()}
+    files = {part: [_place(folder, name) for name in names] for part, names in wanted.items()}
+    missing = [name for part, names in wanted.items() for name, file in zip(names, files[part], strict=True) if not file.is_file()]
+    if not missing:
+        return files
+    if weights is None and config.weights.source is not None:
+        raise WeightError(f"the world {config.name} needs weights that are not bundled: download {config.weights.source}, then --weights FOLDER")
+    raise WeightError(f"there is no {missing[0]} in {folder}; the world {config.name} needs {_listed(missing)}")
+
+
+def _place(folder: Path, name: str) -> Path:
+    """``name`` in the folder, or directly in it without its own folders."""
+    return next((path for path in (folder / name, folder / Path(name).name) if path.is_file()), folder / name)
+
+
+def _listed(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
