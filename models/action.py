@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.kv_cache import Attend
+from models.attention import Attend
 from models.rope import Rotary, apply_rotary
 
 
@@ -94,8 +94,8 @@ class ActionModule(nn.Module):
         k, v = self.keyboard_attn_kv(rows).view(batch, latents, 2, heads, head_dim).unbind(2)  # the same for every place
         k = _normed_rotated(k, rotary, v.dtype).transpose(1, 2)  # [B, heads, T, head_dim]
         q = self.mouse_attn_q(x).view(batch, latents, places * heads, head_dim)
-        q = _normed_rotated(q, rotary, v.dtype).view(batch, latents * places, heads, head_dim).transpose(1, 2)  # [B, heads, T x S, head_dim]
-        out = attend.keyboard(q, k, v.transpose(1, 2))  # [B, heads, T x S, head_dim]
+        q = _normed_rotated(q, rotary, v.dtype).view(batch, latents * places, heads, head_dim).transpose(1, 2)  # [B, heads, TxS, head_dim]
+        out = attend.keyboard(q, k, v.transpose(1, 2))  # [B, heads, TxS, head_dim]
         return out.transpose(1, 2).reshape(batch, latents, places, heads * head_dim)
 
 

@@ -17,8 +17,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.action import ActionConfig, ActionModule
-from models.kv_cache import Attend, DiTCache, KeyValue, KVRing, LayerCache
-from models.rope import Rotary, apply_rotary, axis_split, rotary_grid, rotary_time, to_device
+from models.attention import Attend, CrossAttention, MaskPlan, SelfAttention, masked_attention
+from models.kv_cache import DiTCache, KVRing, LayerCache
+from models.rope import Rotary, axis_split, rotary_grid, rotary_time, to_device
 
 
 @dataclass(frozen=True)
@@ -110,19 +111,23 @@ class DiT(nn.Module):
 
     def forward_parallel(
         self, x: Tensor, timestep: Tensor, keyboard: Tensor, mouse: Tensor | None, positions: Tensor, mask: Tensor,
-        visual_context: Tensor | None = None,
+        visual_context: Tensor | None = None, plan: MaskPlan | None = None,
     ) -> Tensor:  # fmt: skip
         """All latents at once, for training: latent i attends to latent j iff ``mask[i, j]``.
 
         Shapes as in `forward` with T for n; positions [T] integers (may repeat: clean and noisy halves side by side); mask [T, T]
         bool, no row all False; visual_context [B, L, img_dim] where the model has image tokens -> [B, out_dim, T, h, w].
+        With ``plan = MaskPlan.from_mask(mask)`` the unseen parts of the mask are skipped rather than masked: the same, faster.
         """
         height, width = self._grid(x)
         places = height * width
         grid, time = self._rotaries(positions, height, width, x.device)
         per_query = mask.repeat_interleave(places, 0)  # [T x S, T]
-        attend_tokens = partial(_masked_attention, mask=per_query.repeat_interleave(places, 1))  # [T x S, T x S]
-        attend_mouse, attend_keyboard = partial(_masked_attention, mask=mask), partial(_masked_attention, mask=per_query)
+        if plan is None:
+            attend_tokens = partial(masked_attention, mask=per_query.repeat_interleave(places, 1))  # [T x S, T x S]
+        else:
+            attend_tokens = plan.attend
+        attend_mouse, attend_keyboard = partial(masked_attention, mask=mask), partial(masked_attention, mask=per_query)
         context = self._context(visual_context)
         attends = [
             Attend(attend_tokens, attend_mouse, attend_keyboard, None if context is None else layer.cross_attn.keys_values(context))
@@ -253,47 +258,6 @@ class Layer(nn.Module):
         return x + e[5] * self.ffn(modulate(x, e[3], e[4], self.eps))
 
 
-class SelfAttention(nn.Module):
-    """Attention among the tokens of all latents in view."""
-
-    def __init__(self, dim: int, num_heads: int, eps: float) -> None:
-        super().__init__()
-        self.num_heads = num_heads
-        self.q, self.k, self.v, self.o = (nn.Linear(dim, dim) for _ in range(4))
-        self.norm_q, self.norm_k = nn.RMSNorm(dim, eps), nn.RMSNorm(dim, eps)  # over the whole width, before heads are split
-
-    def forward(self, x: Tensor, grid: Rotary, attend: Attend) -> Tensor:
-        v = heads_apart(self.v(x), self.num_heads)  # [B, T x S, heads, head_dim]
-        q, k = (
-            apply_rotary(heads_apart(normed(norm, linear(x)), self.num_heads), grid).to(v.dtype).transpose(1, 2)
-            for linear, norm in ((self.q, self.norm_q), (self.k, self.norm_k))
-        )
-        out = attend.tokens(q, k, v.transpose(1, 2))  # [B, heads, T x S, head_dim]
-        return self.o(out.transpose(1, 2).reshape(x.shape))
-
-
-class CrossAttention(nn.Module):
-    """Attention from every token to the image tokens, which have no position."""
-
-    def __init__(self, dim: int, num_heads: int, eps: float) -> None:
-        super().__init__()
-        self.num_heads = num_heads
-        self.q, self.k, self.v, self.o = (nn.Linear(dim, dim) for _ in range(4))
-        self.norm_q, self.norm_k = nn.RMSNorm(dim, eps), nn.RMSNorm(dim, eps)
-
-    def keys_values(self, context: Tensor) -> KeyValue:
-        """Keys and values of the projected image tokens [B, L, dim], each [B, heads, L, head_dim]: they depend on nothing else."""
-        v = self.v(context)
-        k = normed(self.norm_k, self.k(context)).to(v.dtype)
-        return tuple(a.unflatten(-1, (self.num_heads, -1)).transpose(1, 2).contiguous() for a in (k, v))
-
-    def forward(self, x: Tensor, attend: Attend) -> Tensor:
-        k, v = attend.image
-        q = heads_apart(normed(self.norm_q, self.q(x)), self.num_heads).to(v.dtype).transpose(1, 2)  # [B, heads, T x S, head_dim]
-        out = F.scaled_dot_product_attention(q, k, v)
-        return self.o(out.transpose(1, 2).reshape(x.shape))
-
-
 class ImageProjection(nn.Module):
     """Image tokens [B, L, img_dim] -> [B, L, dim]."""
 
@@ -330,17 +294,3 @@ def timestep_embedding(timestep: Tensor, freq_dim: int) -> Tensor:
 def modulate(x: Tensor, shift: Tensor, scale: Tensor, eps: float) -> Tensor:
     """LayerNorm without parameters, then scale and shift: LN(x) (1 + scale) + shift (adaptive LN of Peebles & Xie 2023)."""
     return F.layer_norm(x, (x.shape[-1],), eps=eps) * (1 + scale) + shift
-
-
-def normed(norm: nn.RMSNorm, x: Tensor) -> Tensor:
-    """RMS norm over the whole width with weight, in float32."""
-    return F.rms_norm(x.float(), norm.normalized_shape, norm.weight.float(), norm.eps)
-
-
-def heads_apart(x: Tensor, num_heads: int) -> Tensor:
-    """[B, T, S, dim] -> [B, T x S, heads, head_dim]."""
-    return x.flatten(1, 2).unflatten(-1, (num_heads, -1))
-
-
-def _masked_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)

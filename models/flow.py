@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -25,7 +26,7 @@ class FlowSchedule:
 
         Raises ``ValueError`` unless the steps are whole numbers in [0, 1000], falling.
         """
-        falling = all(a > b for a, b in zip(steps, steps[1:]))
+        falling = all(a > b for a, b in pairwise(steps))
         if not steps or not falling or any(int(t) != t or not 0 <= t <= TRAIN_STEPS for t in steps):
             raise ValueError(f"denoising steps must be whole numbers falling within 0..{TRAIN_STEPS}, got {list(steps)}")
         warped = torch.cat([self.table, torch.zeros(1)])

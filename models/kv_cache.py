@@ -7,7 +7,6 @@ exactly the last `window` latents counted to the block's end. Slots not written 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
@@ -15,18 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-Attention = Callable[[Tensor, Tensor, Tensor], Tensor]  # q, k, v [B, heads, tokens, head_dim] -> [B, heads, query tokens, head_dim]
-KeyValue = tuple[Tensor, Tensor]
-
-
-@dataclass(frozen=True)
-class Attend:
-    """How one layer's attentions reach their keys: through a ring (playing) or through a mask (training)."""
-
-    tokens: Attention
-    mouse: Attention | None
-    keyboard: Attention | None
-    image: KeyValue | None  # keys and values of the image tokens, each [B, heads, L, head_dim]
+from models.attention import Attend, KeyValue
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,116 @@
+"""Attention of the denoiser's tokens among themselves and to the image, and how a layer reaches its keys."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models.rope import Rotary, apply_rotary
+
+Attention = Callable[[Tensor, Tensor, Tensor], Tensor]  # q, k, v [B, heads, tokens, head_dim] -> [B, heads, query tokens, head_dim]
+KeyValue = tuple[Tensor, Tensor]
+
+
+@dataclass(frozen=True)
+class Attend:
+    """The attentions of one layer: through rings when playing (`kv_cache`), under a mask when training."""
+
+    tokens: Attention
+    mouse: Attention | None
+    keyboard: Attention | None
+    image: KeyValue | None  # keys and values of the image tokens, each [B, heads, L, head_dim]
+
+
+@dataclass(frozen=True)
+class MaskPlan:
+    """A mask over latents cut into chunks that are wholly seen or wholly unseen, so that unseen ones cost nothing.
+
+    Made on the host; under ``torch.compile`` it is a constant. ``sizes`` are the latents of each chunk, ``sees`` the chunks each looks at.
+    """
+
+    sizes: tuple[int, ...]
+    sees: tuple[tuple[int, ...], ...]
+
+    @classmethod
+    def from_mask(cls, mask: Tensor) -> MaskPlan:
+        """Plan of a bool mask [T, T] (query, key). Raises ``ValueError`` where a latent would see nothing."""
+        rows = [list(map(bool, row)) for row in mask.tolist()]
+        if not all(map(any, rows)):
+            raise ValueError("every latent must see at least one latent: the mask has an empty row")
+        columns = list(zip(*rows, strict=True))
+        starts = [i for i in range(len(rows)) if i == 0 or rows[i] != rows[i - 1] or columns[i] != columns[i - 1]]
+        sizes = tuple(b - a for a, b in zip(starts, [*starts[1:], len(rows)], strict=True))
+        return cls(sizes, tuple(tuple(j for j, key in enumerate(starts) if rows[query][key]) for query in starts))
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Attention of all latents, each [B, heads, T x S, head_dim], chunk by chunk."""
+        places = q.shape[2] // sum(self.sizes)
+        qs, ks, vs = (a.split([n * places for n in self.sizes], dim=2) for a in (q, k, v))
+        outs = [
+            F.scaled_dot_product_attention(query, torch.cat([ks[j] for j in seen], 2), torch.cat([vs[j] for j in seen], 2))
+            for query, seen in zip(qs, self.sees, strict=True)
+        ]
+        return torch.cat(outs, dim=2)
+
+
+def masked_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+    """Attention under a bool mask [query tokens, key tokens]."""
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+
+
+class SelfAttention(nn.Module):
+    """Attention among the tokens of all latents in view."""
+
+    def __init__(self, dim: int, num_heads: int, eps: float) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.q, self.k, self.v, self.o = (nn.Linear(dim, dim) for _ in range(4))
+        self.norm_q, self.norm_k = nn.RMSNorm(dim, eps), nn.RMSNorm(dim, eps)  # over the whole width, before heads are split
+
+    def forward(self, x: Tensor, grid: Rotary, attend: Attend) -> Tensor:
+        """x [B, T, S, dim] -> [B, T, S, dim]; ``grid`` has one row per token (`rope.rotary_grid`)."""
+        v = _heads_apart(self.v(x), self.num_heads)  # [B, T x S, heads, head_dim]
+        q, k = (
+            apply_rotary(_heads_apart(_normed(norm, linear(x)), self.num_heads), grid).to(v.dtype).transpose(1, 2)
+            for linear, norm in ((self.q, self.norm_q), (self.k, self.norm_k))
+        )
+        out = attend.tokens(q, k, v.transpose(1, 2))  # [B, heads, T x S, head_dim]
+        return self.o(out.transpose(1, 2).reshape(x.shape))
+
+
+class CrossAttention(nn.Module):
+    """Attention from every token to the image tokens, which have no position."""
+
+    def __init__(self, dim: int, num_heads: int, eps: float) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.q, self.k, self.v, self.o = (nn.Linear(dim, dim) for _ in range(4))
+        self.norm_q, self.norm_k = nn.RMSNorm(dim, eps), nn.RMSNorm(dim, eps)
+
+    def keys_values(self, context: Tensor) -> KeyValue:
+        """Keys and values of the projected image tokens [B, L, dim], each [B, heads, L, head_dim]: they depend on nothing else."""
+        v = self.v(context)
+        k = _normed(self.norm_k, self.k(context)).to(v.dtype)
+        k, v = (a.unflatten(-1, (self.num_heads, -1)).transpose(1, 2).contiguous() for a in (k, v))
+        return k, v
+
+    def forward(self, x: Tensor, attend: Attend) -> Tensor:
+        """x [B, T, S, dim] -> [B, T, S, dim]."""
+        k, v = attend.image
+        q = _heads_apart(_normed(self.norm_q, self.q(x)), self.num_heads).to(v.dtype).transpose(1, 2)  # [B, heads, T x S, head_dim]
+        out = F.scaled_dot_product_attention(q, k, v)
+        return self.o(out.transpose(1, 2).reshape(x.shape))
+
+
+def _normed(norm: nn.RMSNorm, x: Tensor) -> Tensor:
+    """RMS norm over the whole width with weight, in float32."""
+    return F.rms_norm(x.float(), norm.normalized_shape, norm.weight.float(), norm.eps)
+
+
+def _heads_apart(x: Tensor, num_heads: int) -> Tensor:
+    """[B, T, S, dim] -> [B, T x S, heads, head_dim]."""
+    return x.flatten(1, 2).unflatten(-1, (num_heads, -1))
