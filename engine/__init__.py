@@ -1,9 +1,21 @@
 """Actions in, frames out. What is named here is all that `game` may use."""
 
 from engine.actions import Action, ActionSpace
+from engine.bench import BenchReport, benchmark
 from engine.config import WorldConfig, list_worlds, load_config
 from engine.session import Session
 from engine.world import World
 from models.errors import WorldError
 
-__all__ = ["Action", "ActionSpace", "Session", "World", "WorldConfig", "WorldError", "list_worlds", "load_config"]
+__all__ = [
+    "Action",
+    "ActionSpace",
+    "BenchReport",
+    "Session",
+    "World",
+    "WorldConfig",
+    "WorldError",
+    "benchmark",
+    "list_worlds",
+    "load_config",
+]

@@ -65,9 +65,8 @@ class ConditionRing:
         """
         self._check(clock, rows)
         oldest = self.count - HISTORY  # absolute number of the ring's first row
-        picks = [
-            [max(0, clock.r * latent - self.config.rows + i) - oldest for i in range(self.config.rows)] for latent in clock.latents
-        ]  # [n, 12] places in (ring, then rows)
+        span = range(-self.config.rows, 0)
+        picks = torch.tensor([[max(0, clock.r * latent + i) - oldest for i in span] for latent in clock.latents])  # [n, 12]
         keyboard = torch.cat([self.keyboard, rows.keyboard])[picks][None]
         return Windows(keyboard, None if self.mouse is None else torch.cat([self.mouse, rows.mouse])[picks][None])
 

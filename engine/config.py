@@ -14,6 +14,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 import yaml
 
 from engine.actions import ActionSpace
+from engine.conditioning import HISTORY
 from models.dit import DiTConfig
 from models.errors import WorldError, one_line
 from models.flow import FlowSchedule
@@ -26,8 +27,10 @@ except ImportError:  # lands within the hour
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 YAML_LIMIT = 1 << 20  # bytes; a world's yaml is a few thousand
-SIDE_LIMIT = 4096  # pixels
-SIZE_LIMIT = 1 << 24  # any whole number in a yaml
+SIDE_LIMIT = 2048  # pixels
+SIZE_LIMIT = 1 << 20  # any whole number, unless listed here
+LIMITS = {"num_layers": 256, "num_res_blocks": 16, "local_attn_size": 256, "num_frame_per_block": 16, "windows_size": 16}
+LIST_LIMIT = 256
 
 
 @dataclass(frozen=True)
@@ -75,7 +78,7 @@ class WorldConfig:
     file: Path = field(default=Path(), metadata={"yaml": False})
 
     def __post_init__(self) -> None:
-        problem = next((text for wrong, text in self._problems() if wrong), None)
+        problem = next((text for right, text in self._demands() if not right), None)
         if problem:
             raise ValueError(problem)
 
@@ -84,29 +87,32 @@ class WorldConfig:
         """Where the files that come with the world lie: the assets, or beside a yaml of the user's own."""
         return asset_folder() if self.file.parent == config_folder() else self.file.parent
 
-    def _problems(self) -> list[tuple[bool, str]]:
-        model, vae, actions = self.model, self.vae, self.actions
-        ratio = vae.spatial_ratio
-        side = math.lcm(ratio * model.patch_size[1], ratio * model.patch_size[2])
+    def _demands(self) -> list[tuple[bool, str]]:
+        """How the parts must fit together: (whether they do, what to say if not)."""
+        model, action, vae, actions = self.model, self.model.action, self.vae, self.actions
+        side = math.lcm(vae.spatial_ratio * model.patch_size[1], vae.spatial_ratio * model.patch_size[2])
+        channels = 2 * vae.z_dim + vae.temporal_ratio  # noise, start picture, mask
         mouse = 2 if actions.look_scale is not None else 0
         return [
-            (not 1 <= self.fps <= 240, f"fps must be 1 to 240, got {self.fps}"),
-            (not 0 < self.height <= SIDE_LIMIT or bool(self.height % side), f"height must be a multiple of {side} up to {SIDE_LIMIT}, got {self.height}"),
-            (not 0 < self.width <= SIDE_LIMIT or bool(self.width % side), f"width must be a multiple of {side} up to {SIDE_LIMIT}, got {self.width}"),
-            (self.dtype not in DTYPES, f"dtype is one of {', '.join(DTYPES)}; got {self.dtype!r}"),
-            (model.out_dim != vae.z_dim, f"model.out_dim {model.out_dim} must equal vae.z_dim {vae.z_dim}"),
-            (model.in_dim != 2 * vae.z_dim + vae.temporal_ratio,
-             f"model.in_dim must be {2 * vae.z_dim + vae.temporal_ratio} (noise {vae.z_dim}, mask {vae.temporal_ratio}, start {vae.z_dim}), got {model.in_dim}"),
-            (model.action.vae_time_ratio != vae.temporal_ratio,
-             f"model.action.vae_time_ratio {model.action.vae_time_ratio} must equal the VAE's {vae.temporal_ratio} frames per latent"),
-            (model.action.keyboard_dim != len(actions.keyboard),
-             f"actions.keyboard lists {len(actions.keyboard)} entries, but model.action.keyboard_dim is {model.action.keyboard_dim}"),
-            (model.action.mouse_dim != mouse, f"model.action.mouse_dim is {model.action.mouse_dim}, but actions.look_scale calls for {mouse}"),
-            (bool(model.img_dim) != (self.vision is not None), f"model.img_dim is {model.img_dim}: a vision section goes with image tokens, and only with them"),
-            (self.vision is not None and self.vision.dim != model.img_dim, f"vision.dim must equal model.img_dim {model.img_dim}"),
-            (not self.weights.dit or not self.weights.vae, "weights needs at least one file for dit and one for vae"),
-            (self.vision is not None and not self.weights.vision, "weights needs a file for vision"),
-        ]  # fmt: skip
+            (1 <= self.fps <= 240, f"fps must be 1 to 240, got {self.fps}"),
+            (self._fits(self.height, side), f"height must be a multiple of {side} up to {SIDE_LIMIT}, got {self.height}"),
+            (self._fits(self.width, side), f"width must be a multiple of {side} up to {SIDE_LIMIT}, got {self.width}"),
+            (self.dtype in DTYPES, f"dtype is one of {', '.join(DTYPES)}; got {self.dtype!r}"),
+            (model.out_dim == vae.z_dim, f"model.out_dim {model.out_dim} must equal vae.z_dim {vae.z_dim}"),
+            (model.in_dim == channels, f"model.in_dim must be {channels} (noise, mask and start picture), got {model.in_dim}"),
+            (action.vae_time_ratio == vae.temporal_ratio, f"model.action.vae_time_ratio must be the VAE's {vae.temporal_ratio}"),
+            (action.rows <= HISTORY, f"a latent may read {HISTORY} condition rows, model.action asks for {action.rows}"),
+            (action.keyboard_dim == len(actions.keyboard), f"actions.keyboard must list {action.keyboard_dim} keys, as model.action says"),
+            (action.mouse_dim == mouse, f"model.action.mouse_dim is {action.mouse_dim}, actions.look_scale calls for {mouse}"),
+            (bool(model.img_dim) == (self.vision is not None), f"model.img_dim is {model.img_dim}: vision goes with image tokens only"),
+            (self.vision is None or self.vision.dim == model.img_dim, f"vision.dim must equal model.img_dim {model.img_dim}"),
+            (bool(self.weights.dit and self.weights.vae), "weights needs at least one file for dit and one for vae"),
+            (self.vision is None or bool(self.weights.vision), "weights needs a file for vision"),
+        ]
+
+    @staticmethod
+    def _fits(length: int, side: int) -> bool:
+        return 0 < length <= SIDE_LIMIT and length % side == 0
 
 
 def config_folder() -> Path:
@@ -195,6 +201,8 @@ def _value(hint: Any, value: Any, source: str, path: str) -> Any:
     if origin is tuple:
         if not isinstance(value, list):
             raise WorldError(f"{source}: {path} must be a list, got {_show(value)}")
+        if len(value) > LIST_LIMIT:
+            raise WorldError(f"{source}: {path} has {len(value)} entries; at most {LIST_LIMIT} can be used")
         if arguments[-1] is Ellipsis:
             arguments = (arguments[0],) * len(value)
         if len(arguments) != len(value):
@@ -202,9 +210,11 @@ def _value(hint: Any, value: Any, source: str, path: str) -> Any:
         return tuple(_value(kind, item, source, f"{path}[{i}]") for i, (kind, item) in enumerate(zip(arguments, value, strict=True)))
     if hint is float and isinstance(value, int) and not isinstance(value, bool) and abs(value) <= SIZE_LIMIT:
         return float(value)
-    if type(value) is not hint or (hint is float and not math.isfinite(value)) or (hint is int and not 0 <= value <= SIZE_LIMIT):
-        words = {int: f"a whole number from 0 to {SIZE_LIMIT}", float: "a number", str: "a text", bool: "true or false"}
-        raise WorldError(f"{source}: {path} must be {words.get(hint, hint)}, got {_show(value)}")
+    limit = LIMITS.get(path.rpartition(".")[2], SIZE_LIMIT)
+    words = {int: f"a whole number from 0 to {limit}", float: "a finite number", str: "a text", bool: "true or false"}
+    right = {int: lambda: 0 <= value <= limit, float: lambda: math.isfinite(value), str: lambda: len(value) < 1000, bool: lambda: True}
+    if type(value) is not hint or not right[hint]():
+        raise WorldError(f"{source}: {path} must be {words[hint]}, got {_show(value)}")
     return value
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from engine.actions import Action
 from engine.clock import BlockClock
-from engine.conditioning import ConditionRing, Rows, Windows
+from engine.conditioning import ConditionRing
 from engine.sampler import BlockSampler, NoiseSource, SeededNoise
 
 if TYPE_CHECKING:
@@ -53,18 +53,18 @@ class Session:
         condition = self._start.block(clock)
         watch.lap("conditioning")
 
-        latents = None
-        passes = self._sampler.denoise(clock, self._cache, condition, windows, self._noise)
-        for count, latents in enumerate(passes, 1):
+        for count, x0 in enumerate(self._sampler.denoise(clock, self._cache, condition, windows, self._noise), 1):
+            latents = x0  # [1, z, n, h, w]
             watch.lap(f"denoise {count}")
-        self._commit_latents(clock, condition, windows, latents)
+        self._sampler.commit(clock, self._cache, condition, windows, latents)
         watch.lap("commit")
         frames = self.world.vae.decode_block(latents, self._decoder)  # [1, 3, F, H, W] in [-1, 1]
         watch.lap("decode")
         pictures = to_uint8(frames)
         watch.lap("transfer")
 
-        self._advance(clock, rows)
+        ring.commit(clock, rows)
+        self.clock = clock.next()
         self.timings = watch.finish()
         return pictures
 
@@ -83,13 +83,6 @@ class Session:
         self._decoder = self.world.vae.new_decoder_cache()
         self.clock = self.clock.restarted()
         self.timings = {}
-
-    def _commit_latents(self, clock: BlockClock, condition: Tensor, windows: Windows, latents: Tensor) -> None:
-        self._sampler.commit(clock, self._cache, condition, windows, latents)
-
-    def _advance(self, clock: BlockClock, rows: Rows) -> None:
-        self._ring.commit(clock, rows)
-        self.clock = clock.next()
 
 
 def to_uint8(frames: Tensor) -> np.ndarray:

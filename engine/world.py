@@ -12,7 +12,7 @@ from engine.conditioning import StartCondition, encode_start
 from engine.config import WorldConfig, list_worlds, load_config
 from engine.picture import Picture, load_picture
 from engine.session import Session
-from models.checkpoint import load_into
+from models.checkpoint import build_empty, load_into
 from models.dit import DiT
 from models.errors import WeightError, WorldError, one_line
 from models.kv_cache import DiTCache
@@ -29,7 +29,9 @@ Progress = Callable[[str, float], None]  # (what is being loaded, part done from
 class World:
     """The networks of one world, ready to play. Load it once, start as many sessions as wanted."""
 
-    def __init__(self, config: WorldConfig, dit: DiT, vae: VAE, files: dict[str, list[Path]], device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(
+        self, config: WorldConfig, dit: DiT, vae: VAE, files: dict[str, list[Path]], device: torch.device, dtype: torch.dtype
+    ) -> None:
         self.config = config
         self.dit, self.vae = dit, vae
         self.files = files  # the weight files in use, by part
@@ -52,8 +54,7 @@ class World:
         kind = choose_dtype(dtype or config.dtype, place)
         files = _files(config, None if weights is None else Path(weights))
         report = progress or (lambda what, part: None)
-        with torch.device("meta"):
-            dit, vae = DiT(config.model), VAE(config.vae)
+        dit, vae = build_empty(DiT, config.model), build_empty(VAE, config.vae)
         load_into(vae, files["vae"], torch.float32, place, progress=lambda part: report("vae", part))
         load_into(dit, files["dit"], kind, place, progress=lambda part: report("dit", part))
         vae.decoder.to(kind)  # decoding may run in half precision, encoding must not (SPEC §5)
@@ -103,8 +104,7 @@ class World:
         """Image tokens `[1, L, img_dim]`. The encoder is large and needed once, so it is loaded for this and let go."""
         if self.config.vision is None:
             return None
-        with torch.device("meta"):
-            encoder = VisionEncoder(self.config.vision)
+        encoder = build_empty(VisionEncoder, self.config.vision)
         load_into(encoder, self.files["vision"], torch.float32, self.device, prefix="visual.", only=True)
         return encoder.eval()(picture[:, :, 0]).to(self.dtype)
 
@@ -132,7 +132,8 @@ def _device(name: str) -> torch.device:
         device = torch.device(name)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError):
-        raise WorldError(f"there is no device {one_line(name, 80)!r} here; use cpu" + (" or cuda" if torch.cuda.is_available() else "")) from None
+        there = "cpu or cuda" if torch.cuda.is_available() else "cpu"
+        raise WorldError(f"there is no device {one_line(name, 80)!r} here; use {there}") from None
     return device
 
 
@@ -148,7 +149,7 @@ def _files(config: WorldConfig, weights: Path | None) -> dict[str, list[Path]]:
     if not missing:
         return files
     if weights is None and config.weights.source is not None:
-        raise WeightError(f"the world {config.name} needs weights that are not bundled: download {config.weights.source}, then --weights FOLDER")
+        raise WeightError(f"the weights of {config.name} are not bundled: get {config.weights.source}, then give its folder with --weights")
     raise WeightError(f"there is no {missing[0]} in {folder}; the world {config.name} needs {_listed(missing)}")
 
 

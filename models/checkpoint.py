@@ -6,16 +6,18 @@ import difflib
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from models.errors import WeightError, one_line
 
 FLOATS = {"F64", "F32", "F16", "BF16"}
 Shapes = Mapping[str, Sequence[int]]
+Module = TypeVar("Module", bound=nn.Module)
 Progress = Callable[[float], None]  # called with the part done, 0 to 1
 
 
@@ -28,11 +30,17 @@ class WeightFile(Protocol):
     def read(self, name: str) -> Tensor: ...
 
 
+def build_empty(kind: Callable[[Any], Module], config: object) -> Module:
+    """``kind(config)`` on the meta device: names and shapes without memory, and without the cost of random start values."""
+    with torch.device("meta"), _SkipInit():
+        return kind(config)
+
+
 def load_into(
     module: nn.Module, paths: Path | Sequence[Path], dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu",
     prefix: str = "model.", only: bool = False, progress: Progress | None = None,
 ) -> None:  # fmt: skip
-    """Give ``module`` (best built on the meta device) the weights of ``paths``, frozen, in ``dtype`` on ``device``.
+    """Give ``module`` (best made by `build_empty`) the weights of ``paths``, frozen, in ``dtype`` on ``device``.
 
     Arguments and errors as `read_weights`.
     """
@@ -75,6 +83,16 @@ def sha256(path: Path | str) -> str:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise WeightError(f"cannot read {path}: {error.strerror}") from None
+
+
+class _SkipInit(TorchFunctionMode):
+    """Turns `torch.nn.init` off. On the meta device it does nothing, but some of it imports torch's compiler for that: 2 s."""
+
+    def __torch_function__(self, function: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        kwargs = kwargs or {}
+        if getattr(function, "__module__", None) == "torch.nn.init":
+            return kwargs["tensor"] if "tensor" in kwargs else args[0]
+        return function(*args, **kwargs)
 
 
 class _Safetensors:
@@ -156,7 +174,8 @@ def _places(files: Sequence[WeightFile], prefix: str, only: bool) -> dict[str, t
                 continue
             name = stored.removeprefix(prefix)
             if name in places:
-                raise WeightError(f"{file.path}: {one_line(name, 80)} is also in {places[name][0].path.name}; each tensor belongs in one file")
+                other = places[name][0].path.name
+                raise WeightError(f"{file.path}: {one_line(name, 80)} is also in {other}; each tensor belongs in one file")
             places[name] = (file, stored)
     return places
 
@@ -172,7 +191,8 @@ def _check(files: Sequence[WeightFile], found: Shapes, expected: Shapes) -> None
         counts = f"{len(missing)} of {len(expected)} tensors missing, {len(strange)} unknown"
         raise WeightError(f"{where} lacks {missing[0]}{has} ({counts}): these are not the weights of this world")
     if strange:
-        raise WeightError(f"{where} has {one_line(strange[0], 80)}, which this world's model does not ({len(strange)} unknown): weights of another world?")
+        what = f"{one_line(strange[0], 80)}, which this world's model does not ({len(strange)} unknown)"
+        raise WeightError(f"{where} has {what}: weights of another world?")
     wrong = [name for name in expected if tuple(found[name]) != tuple(expected[name])]
     if wrong:
         shapes = f"{list(found[wrong[0]])} instead of {list(expected[wrong[0]])}"
