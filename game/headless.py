@@ -1,0 +1,38 @@
+"""Playing without a window: one thread, no pacing, the same blocks into the same sinks."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+
+from engine import Action, Session, WorldConfig
+from game.controls import Sample
+from game.sessionfile import Script
+from game.sinks import Block, Sink, Tally, close_all
+
+
+def play_headless(session: Session, config: WorldConfig, script: Script, blocks: int, sinks: Iterable[Sink]) -> Tally:
+    """Play ``blocks`` blocks unpaced into the sinks; past the script's end nothing is pressed.
+
+    Ctrl-C ends it early and properly. Raises `SinkError` if a sink fails.
+    """
+    tally = Tally()
+    everywhere = [tally, *sinks]
+    opened: list[Sink] = []
+    try:
+        for index in range(blocks):
+            clock = session.clock
+            sample = Sample(Action(script.at(index) or frozenset()), time.perf_counter())
+            if index == 0:
+                tally.open(config)
+            block = Block(0, clock.block, clock.frames.start, sample, session.step(sample.action), time.perf_counter())
+            for sink in everywhere:
+                if index == 0 and sink is not tally:
+                    sink.open(config)
+                    opened.append(sink)
+                sink.write(block)
+    except KeyboardInterrupt:
+        pass
+    finally:
+        close_all(opened)
+    return tally

@@ -1,0 +1,84 @@
+"""When frames are due and when a block must be begun: pure arithmetic on a clock, no threads and no window."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+
+
+class Timeline:
+    """The absolute schedule of one stretch of play: frame i is due at origin + i / fps.
+
+    Being absolute it cannot drift. Only a start, a pause, a restart or a late block moves the origin. One thread
+    (the window's) writes it and another (the world's) reads it; the origin is a single attribute, so no lock is needed.
+    """
+
+    def __init__(self, fps: float) -> None:
+        self.fps = fps
+        self.on_move: Callable[[], None] = lambda: None  # called after every move: whoever sleeps by it must look again
+        self._origin: float | None = None
+
+    @property
+    def running(self) -> bool:
+        return self._origin is not None
+
+    def start(self, frame: int, at: float) -> None:
+        """Make ``frame`` due at time ``at`` (seconds), and all others accordingly."""
+        self._origin = at - frame / self.fps
+        self.on_move()
+
+    def stop(self) -> None:
+        self._origin = None
+        self.on_move()
+
+    def due(self, frame: int) -> float | None:
+        """Time in seconds at which ``frame`` is to be seen, or None while the schedule stands still."""
+        origin = self._origin
+        return None if origin is None else origin + frame / self.fps
+
+
+class Estimate:
+    """Running estimate of how long the next block takes: the 90th percentile of the last few.
+
+    One thread adds, another may read: what is read are plain attributes, made anew by each `add`.
+    """
+
+    def __init__(self, window: int = 16, quantile: float = 0.9) -> None:
+        self._quantile = quantile
+        self._history: deque[float] = deque(maxlen=window)
+        self.last = 0.0  # seconds; all are 0 before the first measurement
+        self.seconds = 0.0
+
+    def add(self, seconds: float) -> None:
+        self._history.append(seconds)
+        ordered = sorted(self._history)
+        self.last = seconds
+        self.seconds = ordered[min(len(ordered) - 1, int(self._quantile * len(ordered)))]
+
+    @property
+    def lead(self) -> float:
+        """How long before its deadline, in seconds, a block is to be begun: the estimate and some slack."""
+        return self.seconds + max(0.03, 0.15 * self.seconds)
+
+
+class Rate:
+    """Events a second over the last few seconds."""
+
+    def __init__(self, span: float = 2.0) -> None:
+        self._span = span
+        self._times: deque[float] = deque()
+
+    def tick(self, now: float) -> None:
+        self._times.append(now)
+        while now - self._times[0] > self._span:
+            self._times.popleft()
+
+    def clear(self) -> None:
+        self._times.clear()
+
+    @property
+    def value(self) -> float:
+        """0 before the second event."""
+        if len(self._times) < 2:
+            return 0.0
+        return (len(self._times) - 1) / (self._times[-1] - self._times[0])

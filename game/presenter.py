@@ -1,0 +1,155 @@
+"""Which frame is to be seen now. Runs on the window's thread; knows neither pygame nor the model."""
+
+from __future__ import annotations
+
+import queue
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from game.pacing import Rate, Timeline
+from game.sinks import Block
+
+
+@dataclass
+class Shown:
+    """What the player has seen so far. Seconds unless said otherwise; None where there is nothing to tell yet."""
+
+    frames: int = 0
+    skipped: int = 0  # frames whose time was over before the window's thread came to show them
+    underruns: int = 0  # blocks that were not there when they were due
+    action_latency: float | None = None  # from taking a block's action to its first frame on screen
+    input_latency: float | None = None  # from the key press or mouse movement behind it to the same
+
+
+class Presenter:
+    """Takes blocks off the queue and says, whenever asked, which frame is due.
+
+    A block that is late holds the last frame, counts as one underrun, and moves the timeline by as much as it was late.
+    After `freeze` nothing moves; `thaw` goes on, `thaw(until=k)` only to the end of block k.
+    """
+
+    def __init__(
+        self,
+        blocks: queue.Queue[Block],
+        timeline: Timeline,
+        lead: Callable[[], float] = lambda: 0.0,
+        on_block: Callable[[Block], None] = lambda block: None,
+    ) -> None:
+        """``lead`` is the time the next block will need, ``on_block`` is called when the first frame of a block is shown."""
+        self._blocks = blocks
+        self._timeline = timeline
+        self._lead = lead
+        self._on_block = on_block
+        self._epoch = 0
+        self._position = 0  # of the next frame in the block
+        self._until: int | None = None
+        self.frozen = False
+        self.block: Block | None = None  # the one being shown
+        self.frame: np.ndarray | None = None  # [H, W, 3] uint8, on screen
+        self.shown = Shown()
+        self.rate = Rate()
+
+    def restart(self, epoch: int) -> None:
+        """From now on only blocks of ``epoch`` count; the picture stays until the first of them is there."""
+        self._epoch = epoch
+        self.block = None
+        self.frozen = False
+        self._until = None
+        self._timeline.stop()
+        self.rate.clear()
+
+    def freeze(self) -> None:
+        self.frozen = True
+        self._until = None
+        self._timeline.stop()
+        self.rate.clear()
+
+    def thaw(self, now: float, until: int | None = None) -> None:
+        """Go on from the frozen frame; with ``until`` freeze again when that block has been shown."""
+        self.frozen = False
+        self._until = until
+        if self.block is not None:
+            rest = len(self.block.frames) - self._position
+            self._timeline.start(self._next_frame, now + (0.0 if until is not None else self._slack(rest)))
+
+    def _slack(self, frames: int) -> float:
+        """How long to hold the picture before ``frames`` more are played, so that the block after them can be in time."""
+        return max(0.0, self._lead() - frames / self._timeline.fps) if self._blocks.empty() else 0.0
+
+    def ended(self, now: float, limit: int) -> bool:
+        """Whether ``limit`` blocks of this epoch have been shown, the last frame for its full time."""
+        if self.block is None or self.block.index + 1 < limit or self._position < len(self.block.frames):
+            return False
+        due = self._timeline.due(self._next_frame)
+        return due is None or now >= due
+
+    @property
+    def next_due(self) -> float | None:
+        """When something will be to do, if that is known."""
+        return None if self.frozen or self.block is None else self._timeline.due(self._next_frame)
+
+    @property
+    def frame_number(self) -> int:
+        """Of the frame on screen, from 0 in each epoch."""
+        return max(0, self._next_frame - 1)
+
+    @property
+    def _next_frame(self) -> int:
+        return self.block.first_frame + self._position
+
+    def poll(self, now: float) -> bool:
+        """Advance to the frame due at ``now``; True if there is a new one in ``frame``."""
+        changed = False
+        while not self.frozen and self._available(now):
+            due = self._timeline.due(self._next_frame)
+            if now < due and self._next_frame != 0:  # the very first is shown at once, even if the clock starts later
+                break
+            if changed:
+                self.shown.skipped += 1
+            self.frame = self.block.frames[self._position]
+            if self._position == 0:
+                self._begin(self.block, now)
+            self._position += 1
+            changed = True
+        if changed:
+            self.shown.frames += 1
+            self.rate.tick(now)
+        return changed
+
+    def _available(self, now: float) -> bool:
+        """Whether there is a next frame at all; takes the next block where needed."""
+        if self.block is not None and self._position < len(self.block.frames):
+            return True
+        if self.block is not None and self._until is not None and self.block.index >= self._until:
+            self.freeze()
+            return False
+        block = self._take()
+        if block is None:
+            return False
+        due = self._timeline.due(block.first_frame)
+        if block.index == 0:
+            self._timeline.start(0, now + self._slack(len(block.frames)))  # the second block is begun now
+        elif due is None or block.finished_at > due:
+            self._timeline.start(block.first_frame, now)
+            if self._until is None:
+                self.shown.underruns += 1
+        self.block, self._position = block, 0
+        return True
+
+    def _take(self) -> Block | None:
+        """The next block of this epoch if it is there; older ones are dropped."""
+        while True:
+            try:
+                block = self._blocks.get_nowait()
+            except queue.Empty:
+                return None
+            if block.epoch == self._epoch:
+                return block
+
+    def _begin(self, block: Block, now: float) -> None:
+        self.shown.action_latency = now - block.sample.sampled_at
+        if block.sample.input_at is not None:
+            self.shown.input_latency = now - block.sample.input_at
+        self._on_block(block)

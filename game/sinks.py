@@ -1,0 +1,175 @@
+"""Where blocks of frames go: one small protocol for the mp4, the folder of pictures and whatever comes later."""
+
+from __future__ import annotations
+
+import json
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Protocol
+
+import numpy as np
+from PIL import Image
+
+from engine import WorldConfig
+from game.controls import Sample
+
+
+@dataclass(frozen=True, eq=False)
+class Block:
+    """One block as it came out of the world. Times are in seconds of `time.perf_counter`."""
+
+    epoch: int  # counts restarts
+    index: int  # from 0 in each epoch
+    first_frame: int  # number of its first frame, from 0 in each epoch
+    sample: Sample
+    frames: np.ndarray  # [9 | 12, H, W, 3] uint8
+    finished_at: float
+
+    @property
+    def seconds(self) -> float:
+        """How long the world took to make it."""
+        return self.finished_at - self.sample.sampled_at
+
+
+class SinkError(Exception):
+    """A sink cannot go on (encoder died, disk full …); one line."""
+
+
+class Sink(Protocol):
+    """Takes every block played, in order. All methods raise `SinkError`; after one, only `close` is called."""
+
+    def open(self, config: WorldConfig) -> None: ...
+    def write(self, block: Block) -> None: ...
+    def close(self) -> None: ...
+
+
+class Background:
+    """Runs another sink on a thread of its own behind a bounded queue.
+
+    With ``wait`` (nobody is watching) a full queue holds the writer up; without it (live play) a block that finds the
+    queue full is dropped whole and counted. A failure ends the sink, never the game: it is kept in ``error``.
+    """
+
+    def __init__(self, sink: Sink, wait: bool, depth: int = 4) -> None:
+        self.sink = sink
+        self.wait = wait
+        self.dropped = 0
+        self.error: SinkError | None = None
+        self._queue: queue.Queue[Block | None] = queue.Queue(depth)
+        self._thread = threading.Thread(target=self._run, name=f"reverie-{type(sink).__name__}", daemon=True)
+
+    def open(self, config: WorldConfig) -> None:
+        self.sink.open(config)
+        self._thread.start()
+
+    def write(self, block: Block) -> None:
+        """Hand ``block`` over. Raises the failure there was if ``wait``; in live play it is told at the end."""
+        if self.error:
+            if self.wait:
+                raise self.error
+            return
+        try:
+            self._queue.put(block, block=self.wait)
+        except queue.Full:
+            self.dropped += 1
+
+    def close(self) -> None:
+        """Write what is queued, then close the sink behind; raises the failure there was, if any."""
+        if self._thread.is_alive():
+            self._queue.put(None)
+            self._thread.join()
+        if self.error:
+            raise self.error
+
+    def _run(self) -> None:
+        while (block := self._queue.get()) is not None:
+            self._guard(lambda block=block: self.sink.write(block))
+        self._guard(self.sink.close, always=True)
+
+    def _guard(self, call: Callable[[], None], always: bool = False) -> None:
+        """Keep the first failure and swallow what follows it, so that the queue goes on being emptied."""
+        if self.error and not always:
+            return
+        try:
+            call()
+        except SinkError as error:
+            self.error = self.error or error
+        except Exception as error:  # the game goes on whatever happens here
+            self.error = self.error or SinkError(f"{type(self.sink).__name__}: {type(error).__name__}: {error}")
+
+
+class Dump:
+    """Every frame as a PNG, and ``actions.jsonl`` with one line a frame: file, epoch, block, keys, look."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.frames = 0
+        self._actions: IO[str] | None = None
+
+    def open(self, config: WorldConfig) -> None:
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._actions = (self.folder / "actions.jsonl").open("w", encoding="utf-8")
+        except OSError as error:
+            raise SinkError(f"cannot write into {self.folder}: {error.strerror}") from error
+
+    def write(self, block: Block) -> None:
+        action = block.sample.action
+        try:
+            for frame in block.frames:
+                name = f"frame_{self.frames:06d}.png"
+                Image.fromarray(frame).save(self.folder / name, compress_level=1)
+                line = {"frame": self.frames, "file": name, "epoch": block.epoch, "block": block.index}
+                line |= {"keys": sorted(action.keys), "look": list(action.look)}
+                self._actions.write(json.dumps(line) + "\n")
+                self.frames += 1
+            self._actions.flush()
+        except OSError as error:
+            raise SinkError(f"cannot write into {self.folder}: {error.strerror}") from error
+
+    def close(self) -> None:
+        if self._actions:
+            self._actions.close()
+
+
+def close_all(sinks: Iterable[Sink]) -> None:
+    """Close every sink, whatever the others do; then raise the first failure."""
+    failures = []
+    for sink in sinks:
+        try:
+            sink.close()
+        except Exception as error:
+            failures.append(error)
+    if failures:
+        raise failures[0]
+
+
+class Tally:
+    """Counts what was played and how fast: the summary of a headless run."""
+
+    def __init__(self) -> None:
+        self.blocks = self.frames = 0
+        self._began = self._ended = 0.0
+
+    def open(self, config: WorldConfig) -> None:
+        self._began = self._ended = time.perf_counter()
+
+    def write(self, block: Block) -> None:
+        self.blocks += 1
+        self.frames += len(block.frames)
+        self._ended = time.perf_counter()
+
+    def close(self) -> None:
+        pass
+
+    @property
+    def seconds(self) -> float:
+        return self._ended - self._began
+
+    @property
+    def fps(self) -> float:
+        return self.frames / self.seconds if self.seconds > 0 else 0.0
