@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.action import ActionConfig, ActionModule
-from models.attention import Attend, CrossAttention, MaskPlan, SelfAttention, masked_attention
+from models.attention import Attend, CrossAttention, MaskPlan, SelfAttention, attention
 from models.kv_cache import DiTCache, KVRing, LayerCache
 from models.rope import Rotary, axis_split, rotary_grid, rotary_time, to_device
 
@@ -124,10 +124,10 @@ class DiT(nn.Module):
         grid, time = self._rotaries(positions, height, width, x.device)
         per_query = mask.repeat_interleave(places, 0)  # [T x S, T]
         if plan is None:
-            attend_tokens = partial(masked_attention, mask=per_query.repeat_interleave(places, 1))  # [T x S, T x S]
+            attend_tokens = partial(attention, mask=per_query.repeat_interleave(places, 1))  # [T x S, T x S]
         else:
             attend_tokens = plan.attend
-        attend_mouse, attend_keyboard = partial(masked_attention, mask=mask), partial(masked_attention, mask=per_query)
+        attend_mouse, attend_keyboard = partial(attention, mask=mask), partial(attention, mask=per_query)
         context = self._context(visual_context)
         attends = [
             Attend(attend_tokens, attend_mouse, attend_keyboard, None if context is None else layer.cross_attn.keys_values(context))
