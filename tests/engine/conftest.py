@@ -1,0 +1,23 @@
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # for tiny_world
+
+from tiny_world import write_tiny_world
+
+from engine import World
+
+
+@pytest.fixture(scope="session")
+def tiny_yaml(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The yaml of a tiny world with its weights beside it. Shared: do not change its files."""
+    return write_tiny_world(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="session")
+def tiny_world(tiny_yaml: Path) -> World:
+    return World.load(tiny_yaml)
