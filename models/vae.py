@@ -1,0 +1,369 @@
+"""Streaming causal video VAE (Wan 2.1): 8x smaller in space, 4x in time.
+
+Activations travel as ``[B, T, H, W, C]`` (contiguous, channels last). A 3-tap causal convolution is then a plain
+2-D convolution over three frames laid side by side in the channels, which is what a CPU is fast at (SPEC §8), and
+every 1x1x1 convolution is a matrix product. Parameter names and shapes are those of the published ``Wan2.1_VAE.pth``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+HISTORY = 2  # frames a 3-tap causal convolution remembers (`cache_t` in the literature)
+
+WAN_MEAN = (-0.7571, -0.7089, -0.9113, 0.1075, -0.1745, 0.9653, -0.1517, 1.5508,
+            0.4134, -0.0715, 0.5517, -0.3632, -0.1922, -0.9497, 0.2503, -0.2921)  # fmt: skip
+WAN_STD = (2.8184, 1.4541, 2.3275, 2.6558, 1.2196, 1.7708, 2.6052, 2.0743,
+           3.2687, 2.1526, 2.8652, 1.5579, 1.6382, 1.1253, 2.8251, 1.9160)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class VAEConfig:
+    """Sizes of the VAE; the defaults are the published Wan 2.1 model.
+
+    ``patch_size`` > 1 moves that many pixels a side into channels at both ends (pixel unshuffle), as Wan 2.2 does.
+    ``latents_mean`` and ``latents_std`` (one number per channel) bring the latents to about zero mean, unit variance.
+    """
+
+    dim: int = 96
+    z_dim: int = 16
+    dim_mult: tuple[int, ...] = (1, 2, 4, 4)
+    num_res_blocks: int = 2
+    temporal_downsample: tuple[bool, ...] = (False, True, True)
+    patch_size: int = 1
+    latents_mean: tuple[float, ...] = WAN_MEAN
+    latents_std: tuple[float, ...] = WAN_STD
+
+    def __post_init__(self) -> None:
+        if len(self.temporal_downsample) != len(self.dim_mult) - 1:
+            raise ValueError(f"temporal_downsample needs {len(self.dim_mult) - 1} entries, one less than dim_mult; got {self.temporal_downsample}")
+        for name in ("latents_mean", "latents_std"):
+            if len(getattr(self, name)) != self.z_dim:
+                raise ValueError(f"{name} needs z_dim = {self.z_dim} numbers, got {len(getattr(self, name))}")
+
+    @property
+    def spatial_ratio(self) -> int:
+        """Pixels per latent along one side."""
+        return self.patch_size * 2 ** (len(self.dim_mult) - 1)
+
+    @property
+    def temporal_ratio(self) -> int:
+        """Frames per latent, latent 0 excepted."""
+        return 2 ** sum(self.temporal_downsample)
+
+
+class CausalCache:
+    """What the causal convolutions remember between two calls: per convolution the last frames it saw.
+
+    Two buffers per convolution: a call reads one and writes the other, and only `commit` exchanges them. A call that
+    fails half-way therefore leaves the remembered past untouched.
+    """
+
+    def __init__(self) -> None:
+        self.started = False
+        self._now: dict[int, Tensor] = {}
+        self._next: dict[int, Tensor] = {}
+
+    def read(self, slot: int) -> Tensor | None:
+        """Frames remembered by convolution ``slot`` `[B, <=2, H, W, C]`, or None when it has seen nothing yet."""
+        return self._now.get(slot)
+
+    def write(self, slot: int, frames: Tensor) -> None:
+        buffer = self._next.get(slot)
+        if buffer is None or buffer.shape != frames.shape or buffer.dtype != frames.dtype:
+            self._next[slot] = frames.clone()
+        else:
+            buffer.copy_(frames)
+
+    def commit(self) -> None:
+        """Make what the last call wrote the remembered past."""
+        for slot in list(self._next):
+            new = self._next.pop(slot)
+            old = self._now.get(slot)
+            if old is not None:
+                self._next[slot] = old  # its memory is reused by the next call
+            self._now[slot] = new
+        self.started = True
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The remembered frames by name: with `started`, the whole state."""
+        return {str(slot): frames for slot, frames in sorted(self._now.items())}
+
+    def load(self, tensors: dict[str, Tensor]) -> None:
+        """Become a copy of the state that `tensors` gave (an empty dict: nothing seen yet)."""
+        self._now = {int(slot): frames.clone() for slot, frames in tensors.items()}
+        self._next = {}
+        self.started = bool(tensors)
+
+    def clone(self) -> CausalCache:
+        other = CausalCache()
+        other.load(self.tensors())
+        return other
+
+
+def _as_images(x: Tensor) -> Tensor:
+    """`[B, T, H, W, C]` -> `[B*T, C, H, W]` in channels-last memory, without a copy."""
+    return x.flatten(0, 1).permute(0, 3, 1, 2)
+
+
+def _as_video(x: Tensor, batch: int) -> Tensor:
+    """`[B*T, C, H, W]` -> `[B, T, H, W, C]`; free when x is channels-last."""
+    return x.permute(0, 2, 3, 1).unflatten(0, (batch, -1))
+
+
+class RMSNorm(nn.Module):
+    """x / ||x||_2 * sqrt(C) * gamma over the channels. ``gamma`` keeps the published shape `[C, 1, ...]`."""
+
+    def __init__(self, dim: int, trailing: int = 3) -> None:
+        super().__init__()
+        self.gamma = nn.Parameter(torch.ones(dim, *[1] * trailing))
+
+    def forward(self, x: Tensor) -> Tensor:
+        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32).clamp_min(1e-12)
+        return x * (x.shape[-1] ** 0.5 / norm).to(x.dtype) * self.gamma.flatten()
+
+
+class CausalConv3d(nn.Module):
+    """Convolution over (time, height, width) that never looks ahead; kernel (3,k,k) or (1,1,1), same size out.
+
+    ``slot`` numbers the convolution within its model: its place in the `CausalCache`.
+    """
+
+    def __init__(self, in_dim: int, out_dim: int, kernel: tuple[int, int, int], slot: int = -1) -> None:
+        super().__init__()
+        self.kernel, self.slot = kernel, slot
+        conv = nn.Conv3d(in_dim, out_dim, kernel)  # for its initialisation
+        self.weight, self.bias = conv.weight, conv.bias
+
+    def with_history(self, x: Tensor, cache: CausalCache | None) -> Tensor:
+        """x preceded by the two frames before it (zeros where there were none): `[B, T+2, H, W, C]`."""
+        past = cache.read(self.slot) if cache is not None else None
+        if past is None:
+            extended = F.pad(x, (0, 0, 0, 0, 0, 0, HISTORY, 0))
+        else:
+            extended = torch.cat([past.to(x.dtype), x], dim=1)
+        if cache is not None:
+            cache.write(self.slot, extended[:, -HISTORY:])
+        return extended
+
+    def forward(self, x: Tensor, cache: CausalCache | None = None) -> Tensor:
+        batch, frames = x.shape[:2]
+        out_dim = self.weight.shape[0]
+        if self.kernel[0] == 1:
+            return F.linear(x, self.weight.view(out_dim, -1), self.bias)
+        x = self.with_history(x, cache)
+        x = torch.cat([x[:, :frames], x[:, 1 : frames + 1], x[:, 2:]], dim=-1)  # [B, T, H, W, 3*C]
+        weight = self.weight.transpose(1, 2).flatten(1, 2)  # [out, 3*C, k, k]
+        if self.kernel[1] == 1:
+            return F.linear(x, weight.flatten(1), self.bias)
+        weight = weight.to(memory_format=torch.channels_last)
+        return _as_video(F.conv2d(_as_images(x), weight, self.bias, padding=self.kernel[1] // 2), batch)
+
+
+class ResidualBlock(nn.Module):
+    def __init__(self, in_dim: int, out_dim: int, slot: int) -> None:
+        super().__init__()
+        self.residual = nn.ModuleDict(
+            {
+                "0": RMSNorm(in_dim),
+                "2": CausalConv3d(in_dim, out_dim, (3, 3, 3), slot),
+                "3": RMSNorm(out_dim),
+                "6": CausalConv3d(out_dim, out_dim, (3, 3, 3), slot + 1),
+            }
+        )
+        self.shortcut = CausalConv3d(in_dim, out_dim, (1, 1, 1)) if in_dim != out_dim else nn.Identity()
+
+    def forward(self, x: Tensor, cache: CausalCache | None = None) -> Tensor:
+        norm1, conv1, norm2, conv2 = self.residual.values()
+        h = conv1(F.silu(norm1(x)), cache)
+        h = conv2(F.silu(norm2(h)), cache)
+        return h + self.shortcut(x)
+
+
+class AttentionBlock(nn.Module):
+    """Single-head attention among the places of one frame."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.norm = RMSNorm(dim, trailing=2)
+        self.to_qkv = nn.Conv2d(dim, 3 * dim, 1)
+        self.proj = nn.Conv2d(dim, dim, 1)
+
+    def forward(self, x: Tensor, cache: CausalCache | None = None) -> Tensor:
+        qkv = F.linear(self.norm(x), self.to_qkv.weight.flatten(1), self.to_qkv.bias)
+        q, k, v = qkv.flatten(2, 3).unsqueeze(2).chunk(3, dim=-1)  # [B, T, 1, H*W, C] each
+        h = F.scaled_dot_product_attention(q, k, v).view(x.shape)
+        return x + F.linear(h, self.proj.weight.flatten(1), self.proj.bias)
+
+
+class Downsample(nn.Module):
+    """Halve height and width; with ``temporal`` then also time (frame 0 stays alone)."""
+
+    def __init__(self, dim: int, temporal: bool, slot: int) -> None:
+        super().__init__()
+        self.slot = slot
+        self.resample = nn.ModuleDict({"1": nn.Conv2d(dim, dim, 3, stride=2)})
+        self.time_conv = CausalConv3d(dim, dim, (3, 1, 1)) if temporal else None
+
+    def forward(self, x: Tensor, cache: CausalCache | None = None) -> Tensor:
+        conv = self.resample["1"]
+        x = F.pad(x, (0, 0, 0, 1, 0, 1))  # one column right, one row below
+        x = _as_video(F.conv2d(_as_images(x), conv.weight.to(memory_format=torch.channels_last), conv.bias, stride=2), x.shape[0])
+        if self.time_conv is None:
+            return x
+        last = cache.read(self.slot) if cache is not None else None
+        if cache is not None:
+            cache.write(self.slot, x[:, -1:])
+        if last is None:  # the very first frame passes through; the others follow it two by two
+            return torch.cat([x[:, :1], self.halve_time(x)], dim=1) if x.shape[1] > 1 else x
+        return self.halve_time(torch.cat([last.to(x.dtype), x], dim=1))
+
+    def halve_time(self, x: Tensor) -> Tensor:
+        """`[B, 1+2m, H, W, C]` -> `[B, m, H, W, C]`: outputs see frames (0,1,2), (2,3,4), ..."""
+        if x.shape[1] % 2 == 0:
+            raise ValueError(f"the encoder takes 1 frame first and then whole groups of frames; got an odd rest of {x.shape[1]} here")
+        stacked = torch.cat([x[:, 0:-2:2], x[:, 1:-1:2], x[:, 2::2]], dim=-1)
+        weight = self.time_conv.weight.transpose(1, 2).flatten(1)  # [out, 3*C]
+        return F.linear(stacked, weight, self.time_conv.bias)
+
+
+class Upsample(nn.Module):
+    """Double height and width (halving the channels); with ``temporal`` first double time (latent 0 excepted)."""
+
+    def __init__(self, dim: int, temporal: bool, slot: int) -> None:
+        super().__init__()
+        self.resample = nn.ModuleDict({"1": nn.Conv2d(dim, dim // 2, 3, padding=1)})
+        self.time_conv = CausalConv3d(dim, 2 * dim, (3, 1, 1), slot) if temporal else None
+
+    def forward(self, x: Tensor, cache: CausalCache | None = None) -> Tensor:
+        if self.time_conv is not None:
+            if cache is not None and cache.started:
+                x = self.double_time(x, cache)
+            elif x.shape[1] > 1:  # latent 0 neither is doubled nor enters the history
+                x = torch.cat([x[:, :1], self.double_time(x[:, 1:], cache)], dim=1)
+        images = F.interpolate(_as_images(x), scale_factor=2.0, mode="nearest-exact")
+        conv = self.resample["1"]
+        return _as_video(F.conv2d(images, conv.weight.to(memory_format=torch.channels_last), conv.bias, padding=1), x.shape[0])
+
+    def double_time(self, x: Tensor, cache: CausalCache | None) -> Tensor:
+        """`[B, T, H, W, C]` -> `[B, 2T, H, W, C]`: the first C channels are the even frame, the last C the odd."""
+        batch, frames, height, width, dim = x.shape
+        pairs = self.time_conv(x, cache).view(batch, frames, height, width, 2, dim)
+        return pairs.permute(0, 1, 4, 2, 3, 5).reshape(batch, 2 * frames, height, width, dim)
+
+
+class Encoder(nn.Module):
+    def __init__(self, config: VAEConfig) -> None:
+        super().__init__()
+        dims = [config.dim * m for m in config.dim_mult]
+        self.conv1 = CausalConv3d(3 * config.patch_size**2, dims[0], (3, 3, 3), 0)
+        layers: list[nn.Module] = []
+        slot, width = 1, dims[0]
+        for level, dim in enumerate(dims):
+            for _ in range(config.num_res_blocks):
+                layers.append(ResidualBlock(width, dim, slot))
+                slot, width = slot + 2, dim
+            if level < len(dims) - 1:
+                layers.append(Downsample(dim, config.temporal_downsample[level], slot))
+                slot += 1
+        self.downsamples = nn.ModuleList(layers)
+        self.middle = nn.ModuleList([ResidualBlock(width, width, slot), AttentionBlock(width), ResidualBlock(width, width, slot + 2)])
+        self.head = nn.ModuleDict({"0": RMSNorm(width), "2": CausalConv3d(width, 2 * config.z_dim, (3, 3, 3), slot + 4)})
+
+    def forward(self, x: Tensor, cache: CausalCache | None = None) -> Tensor:
+        x = self.conv1(x, cache)
+        for layer in (*self.downsamples, *self.middle):
+            x = layer(x, cache)
+        return self.head["2"](F.silu(self.head["0"](x)), cache)
+
+
+class Decoder(nn.Module):
+    def __init__(self, config: VAEConfig) -> None:
+        super().__init__()
+        dims = [config.dim * m for m in reversed(config.dim_mult)]
+        width = dims[0]
+        self.conv1 = CausalConv3d(config.z_dim, width, (3, 3, 3), 0)
+        self.middle = nn.ModuleList([ResidualBlock(width, width, 1), AttentionBlock(width), ResidualBlock(width, width, 3)])
+        layers: list[nn.Module] = []
+        slot = 5
+        for level, dim in enumerate(dims):
+            for _ in range(config.num_res_blocks + 1):
+                layers.append(ResidualBlock(width, dim, slot))
+                slot, width = slot + 2, dim
+            if level < len(dims) - 1:
+                layers.append(Upsample(dim, config.temporal_downsample[-1 - level], slot))
+                slot, width = slot + 1, dim // 2
+        self.upsamples = nn.ModuleList(layers)
+        self.head = nn.ModuleDict({"0": RMSNorm(width), "2": CausalConv3d(width, 3 * config.patch_size**2, (3, 3, 3), slot)})
+
+    def forward(self, z: Tensor, cache: CausalCache | None = None) -> Tensor:
+        x = self.conv1(z, cache)
+        for layer in (*self.middle, *self.upsamples):
+            x = layer(x, cache)
+        return self.head["2"](F.silu(self.head["0"](x)), cache)
+
+
+class VAE(nn.Module):
+    """Frames <-> latents. Frames are `[B, 3, F, H, W]` in [-1, 1], latents `[B, z_dim, T, h, w]`, T = 1 + (F-1)/4."""
+
+    def __init__(self, config: VAEConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.encoder, self.decoder = Encoder(config), Decoder(config)
+        self.conv1 = CausalConv3d(2 * config.z_dim, 2 * config.z_dim, (1, 1, 1))
+        self.conv2 = CausalConv3d(config.z_dim, config.z_dim, (1, 1, 1))
+
+    def new_encoder_cache(self) -> CausalCache:
+        return CausalCache()
+
+    def new_decoder_cache(self) -> CausalCache:
+        return CausalCache()
+
+    def mean(self, video: Tensor, cache: CausalCache | None = None) -> Tensor:
+        """Posterior mean, not normalised: `[B, 3, F, H, W]` -> `[B, T, h, w, z]` (channels last)."""
+        p = self.config.patch_size
+        batch, _, frames, height, width = video.shape
+        if height % self.config.spatial_ratio or width % self.config.spatial_ratio:
+            raise ValueError(f"frames of {height}x{width} pixels: both sides must be multiples of {self.config.spatial_ratio}")
+        x = video.view(batch, 3, frames, height // p, p, width // p, p)
+        x = x.permute(0, 2, 3, 5, 1, 4, 6).flatten(4)  # [B, F, H/p, W/p, 3*p*p]
+        return self.conv1(self.encoder(x, cache))[..., : self.config.z_dim]
+
+    def pixels(self, z: Tensor, cache: CausalCache | None = None) -> Tensor:
+        """Latents, not normalised, `[B, T, h, w, z]` -> frames `[B, 3, F, H, W]`, not clamped."""
+        p = self.config.patch_size
+        x = self.decoder(self.conv2(z), cache)
+        x = x.unflatten(-1, (3, p, p)).permute(0, 4, 1, 2, 5, 3, 6)  # [B, 3, F, H/p, p, W/p, p]
+        return x.flatten(3, 4).flatten(4, 5)
+
+    def _scale(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        return tuple(torch.tensor(v, dtype=torch.float32, device=like.device) for v in (self.config.latents_mean, self.config.latents_std))
+
+    def encode_frames(self, frames: Tensor, cache: CausalCache | None) -> Tensor:
+        """Encode the next frames of a stream; F = 1 + 4m on the first call, 4m on later ones. Advances ``cache``."""
+        mean, std = self._scale(frames)
+        mu = self.mean(frames.to(self.conv1.weight.dtype), cache).float()
+        if cache is not None:
+            cache.commit()
+        return ((mu - mean) / std).permute(0, 4, 1, 2, 3).contiguous()  # [B, z, T, h, w]
+
+    def decode_block(self, latents: Tensor, cache: CausalCache | None) -> Tensor:
+        """Decode the next latents of a stream to frames in [-1, 1]; 1 + 4(n-1) frames first, 4n later. Advances ``cache``."""
+        mean, std = self._scale(latents)
+        z = latents.permute(0, 2, 3, 4, 1).float() * std + mean  # [B, T, h, w, z]
+        frames = self.pixels(z.to(self.conv2.weight.dtype), cache)
+        if cache is not None:
+            cache.commit()
+        return frames.clamp(-1, 1)
+
+    def encode(self, video: Tensor) -> Tensor:
+        """Encode a whole clip of 1 + 4m frames; equal to streaming it."""
+        return self.encode_frames(video, None)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Decode a whole clip; equal to streaming it."""
+        return self.decode_block(latents, None)

@@ -1,0 +1,154 @@
+"""What every trainer shares: optimisers, averaged weights, resumable checkpoints, a loss log with a plot."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+
+class MixedOptimizer:
+    """Muon for the matrices (convolution kernels flattened to matrices), AdamW for everything else.
+
+    `torch.optim.Muon` takes two-dimensional parameters only, so a kernel is handed to it as a two-dimensional
+    parameter over the same memory. ``adamw`` names parameters (by substring) that are matrices but no hidden layers.
+    """
+
+    def __init__(self, model: nn.Module, lr: float, adamw_lr: float, weight_decay: float = 0.01, adamw: tuple[str, ...] = ()) -> None:
+        self.views: list[tuple[nn.Parameter, nn.Parameter]] = []
+        matrices, others = [], []
+        for name, parameter in model.named_parameters():
+            if parameter.ndim >= 2 and min(parameter.shape[0], parameter[0].numel()) >= 8 and not any(part in name for part in adamw):
+                view = nn.Parameter(parameter.data.view(parameter.shape[0], -1))
+                self.views.append((parameter, view))
+                matrices.append(view)
+            else:
+                others.append(parameter)
+        self.muon = torch.optim.Muon(matrices, lr=lr, weight_decay=weight_decay, momentum=0.95, adjust_lr_fn="match_rms_adamw")
+        self.adamw = torch.optim.AdamW(others, lr=adamw_lr, betas=(0.9, 0.95), weight_decay=0.0)
+        self.base = (lr, adamw_lr)
+
+    def step(self, scale: float) -> None:
+        """One update with both learning rates multiplied by ``scale``."""
+        for parameter, view in self.views:
+            view.grad = None if parameter.grad is None else parameter.grad.view_as(view)
+        for optimizer, lr in zip((self.muon, self.adamw), self.base, strict=True):
+            for group in optimizer.param_groups:
+                group["lr"] = lr * scale
+            optimizer.step()
+        for parameter, view in self.views:
+            parameter.grad, view.grad = None, None
+        self.adamw.zero_grad(set_to_none=True)
+
+    def state_dict(self) -> dict:
+        return {"muon": self.muon.state_dict(), "adamw": self.adamw.state_dict()}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.muon.load_state_dict(state["muon"])
+        self.adamw.load_state_dict(state["adamw"])
+
+
+class AveragedWeights:
+    """Exponential moving average of a model's parameters, warmed up so that the first steps do not linger."""
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self.decay = decay
+        self.weights = {name: p.detach().clone() for name, p in model.named_parameters()}
+
+    @torch.no_grad()
+    def update(self, model: nn.Module, step: int) -> None:
+        decay = min(self.decay, (1 + step) / (10 + step))
+        pairs = [(self.weights[name], p.detach()) for name, p in model.named_parameters()]
+        torch._foreach_lerp_([a for a, _ in pairs], [p for _, p in pairs], 1 - decay)
+
+    @torch.no_grad()
+    def copy_to(self, model: nn.Module) -> None:
+        for name, p in model.named_parameters():
+            p.copy_(self.weights[name])
+
+
+def cosine_schedule(progress: float, warmup: float = 0.02, floor: float = 0.02) -> float:
+    """Learning-rate factor for ``progress`` in [0, 1]: a linear warm-up, flat for the first half, then a cosine to ``floor``."""
+    if progress < warmup:
+        return max(progress / warmup, 0.02)
+    fall = max(0.0, (min(progress, 1.0) - 0.5) / 0.5)
+    return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * fall))
+
+
+class TrainingRun:
+    """A folder with `last.pt` (everything to go on from) and `log.jsonl` (a line per report, plotted to `loss.png`)."""
+
+    def __init__(self, folder: Path, minutes: float, report_every: float = 20.0) -> None:
+        self.folder, self.minutes, self.report_every = folder, minutes, report_every
+        folder.mkdir(parents=True, exist_ok=True)
+        self.step, self.seconds = 0, 0.0
+        self._mark = self._reported = time.monotonic()
+        self._sums: dict[str, float] = {}
+        self._count = 0
+
+    @property
+    def progress(self) -> float:
+        """Share of the time budget that is used, in [0, 1]."""
+        return min(1.0, self.seconds / (60 * self.minutes))
+
+    def resume(self) -> dict | None:
+        path = self.folder / "last.pt"
+        if not path.exists():
+            return None
+        state = torch.load(path, weights_only=True, map_location="cpu")
+        self.step, self.seconds = state["step"], state["seconds"]
+        print(f"resumed {path} at step {self.step} after {self.seconds / 60:.1f} min", flush=True)
+        return state
+
+    def save(self, state: dict) -> None:
+        temporary = self.folder / "last.pt.tmp"
+        torch.save({"step": self.step, "seconds": self.seconds, **state}, temporary)
+        os.replace(temporary, self.folder / "last.pt")
+
+    def tick(self, losses: dict[str, float | Tensor]) -> bool:
+        """Count one step and its losses; True when a report was printed (a good moment to save)."""
+        now = time.monotonic()
+        self.seconds += now - self._mark
+        self._mark = now
+        self.step += 1
+        for name, value in losses.items():
+            self._sums[name] = self._sums.get(name, 0.0) + float(value)
+        self._count += 1
+        if now - self._reported < self.report_every:
+            return False
+        means = {name: value / self._count for name, value in self._sums.items()}
+        line = {"step": self.step, "minutes": round(self.seconds / 60, 3), **{k: round(v, 6) for k, v in means.items()}}
+        with open(self.folder / "log.jsonl", "a") as log:
+            log.write(json.dumps(line) + "\n")
+        rate = self._count / (now - self._reported)
+        print(f"{100 * self.progress:5.1f}%  step {self.step:6d}  {rate:5.2f}/s  " + "  ".join(f"{k} {v:.4f}" for k, v in means.items()), flush=True)
+        self._sums, self._count, self._reported = {}, 0, now
+        return True
+
+    def exclude_pause(self) -> None:
+        """Do not count the time since the last step (evaluation, data) as training time."""
+        self._mark = time.monotonic()
+
+    def plot(self) -> None:
+        """Draw every logged number over time to `loss.png`; silently skipped without matplotlib."""
+        try:
+            import matplotlib
+
+            matplotlib.use("Agg")
+            import matplotlib.pyplot as plt
+        except ImportError:
+            return
+        lines = [json.loads(line) for line in (self.folder / "log.jsonl").read_text().splitlines()]
+        names = [n for n in lines[-1] if n not in ("step", "minutes")]
+        figure, axes = plt.subplots(1, len(names), figsize=(4 * len(names), 3), squeeze=False)
+        for axis, name in zip(axes[0], names, strict=True):
+            axis.plot([x["minutes"] for x in lines if name in x], [x[name] for x in lines if name in x])
+            axis.set(title=name, xlabel="minutes")
+        figure.tight_layout()
+        figure.savefig(self.folder / "loss.png", dpi=80)
+        plt.close(figure)

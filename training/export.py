@@ -1,0 +1,64 @@
+"""Write trained weights the way they are shipped: averaged, half precision, safetensors, with the latents' scale.
+
+    python -m training.export vae runs/vae/last.pt runs/vae.safetensors     # measures mean and std of the latents
+    python -m training.export dit runs/dit/last.pt assets/garden/dit.safetensors
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from models.vae import VAE
+from training.train_vae import garden_vae, sample_clips
+
+
+@torch.no_grad()
+def latents_scale(vae: VAE, clips: int = 24, frames: int = 33) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation of each latent channel over random walks."""
+    generator = torch.Generator().manual_seed(11)
+    z = torch.cat([vae.mean(sample_clips(1, frames, generator, torch.device("cpu"))) for _ in range(clips)]).flatten(0, -2)
+    return [round(v, 4) for v in z.mean(0).tolist()], [round(v, 4) for v in z.std(0).tolist()]
+
+
+def write(weights: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file({k: v.detach().to(torch.float16).contiguous() for k, v in weights.items()}, path, metadata)
+    print(f"{path}: {len(weights)} tensors, {path.stat().st_size / 1e6:.2f} MB")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("kind", choices=("vae", "dit"))
+    parser.add_argument("source", type=Path)
+    parser.add_argument("target", type=Path)
+    parser.add_argument("--keep-scale", type=Path, help="an exported VAE whose latents' scale stays valid (its encoder is unchanged)")
+    args = parser.parse_args()
+    state = torch.load(args.source, weights_only=True, map_location="cpu")
+    metadata = {"world": "garden", "step": str(state["step"]), "training_minutes": f"{state['seconds'] / 60:.1f}"}
+    weights = dict(state["averaged"])
+    if args.kind == "vae":
+        vae = garden_vae()
+        vae.load_state_dict(weights)
+        half = {k: v.half().float() for k, v in weights.items()}
+        vae.load_state_dict(half)  # measured on the weights that are shipped
+        if args.keep_scale:
+            from training.train_vae import read_scale
+
+            mean, std = read_scale(args.keep_scale)
+        else:
+            mean, std = latents_scale(vae)
+        metadata |= {"latents_mean": json.dumps(mean), "latents_std": json.dumps(std)}
+        print("latents_mean:", mean, "\nlatents_std:", std)
+    else:
+        weights |= {k: v for k, v in state["model"].items() if k not in weights}
+    write(weights, args.target, metadata)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,133 @@
+"""Walks of the simulator as latents: what the denoiser is trained on.
+
+A clip is one session of `CLIP_BLOCKS` blocks: its latents, its condition rows and what the encoder makes of
+(start picture, then grey), exactly as the engine would condition a session that began there.
+The pool grows while a training runs: drawing and encoding a clip is cheap beside the steps that use it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from models.vae import VAE
+from training.simulator import HEIGHT, WIDTH, random_actions, random_poses, rollout
+
+CLIP_BLOCKS = 9
+CLIP_LATENTS = 3 * CLIP_BLOCKS
+CLIP_FRAMES = 1 + 4 * (CLIP_LATENTS - 1)
+CONDITION_LATENTS = 15  # of (start, grey, grey, ...) that are encoded per clip; later ones hardly depend on the start
+WALKS_PER_START = 2  # clips that share a start picture, and so its encoding
+ROWS_PER_LATENT = 12
+
+
+@dataclass
+class Clips:
+    """``latents`` [N, z, L, h, w], ``condition`` [N, z, 15, h, w], ``settled`` [z, h, w]: latent 29 of the condition; rows per frame."""
+
+    latents: Tensor
+    condition: Tensor
+    keyboard: Tensor  # [N, F, 4]
+    mouse: Tensor  # [N, F, 2]
+    settled: Tensor
+
+    def __len__(self) -> int:
+        return self.latents.shape[0]
+
+    def append(self, other: Clips) -> Clips:
+        joined = {f.name: torch.cat([getattr(self, f.name), getattr(other, f.name)]) for f in fields(self) if f.name != "settled"}
+        return Clips(**joined, settled=self.settled)
+
+    def save(self, path: Path) -> None:
+        save_file({f.name: getattr(self, f.name).contiguous() for f in fields(self)}, path)
+
+    @classmethod
+    def load(cls, path: Path) -> Clips:
+        return cls(**load_file(path))
+
+
+class ClipMaker:
+    """Draws walks and encodes them with a frozen VAE (bfloat16 autocast, compiled)."""
+
+    def __init__(self, vae: VAE, seed: int, device: torch.device, compile_encoder: bool = True) -> None:
+        self.vae, self.device = vae.eval().requires_grad_(False), device
+        self.generator = torch.Generator().manual_seed(seed)
+        self._mean = torch.compile(vae.mean) if compile_encoder else vae.mean
+        grey = torch.zeros(1, 3, 1 + 4 * 29, HEIGHT, WIDTH, device=device)
+        with torch.no_grad():
+            self.settled = vae.encode(grey)[0, :, -1].half().cpu()  # [z, h, w]; no longer depends on the first frame
+
+    @torch.no_grad()
+    def _encode(self, video: Tensor) -> Tensor:
+        with torch.autocast(self.device.type, torch.bfloat16):
+            mu = self._mean(video).float()
+        mean, std = self.vae._scale(mu)
+        return ((mu - mean) / std).permute(0, 4, 1, 2, 3)
+
+    def make(self, starts: int) -> Clips:
+        """``starts`` x `WALKS_PER_START` new clips."""
+        count = starts * WALKS_PER_START
+        pose = random_poses(starts, self.generator)
+        pose = type(pose)(*(v.repeat_interleave(WALKS_PER_START) for v in (pose.x, pose.y, pose.yaw, pose.pitch)))
+        keyboard, mouse = random_actions(count, CLIP_FRAMES - 1, self.generator)
+        if self.device.type != "cpu":
+            pose = type(pose)(*(v.to(self.device) for v in (pose.x, pose.y, pose.yaw, pose.pitch)))
+        frames, _ = rollout(pose, keyboard.to(self.device), mouse.to(self.device))
+        video = frames.transpose(1, 2).float() / 127.5 - 1  # [N, 3, F, H, W]
+        condition = torch.zeros(starts, 3, 1 + 4 * (CONDITION_LATENTS - 1), HEIGHT, WIDTH, device=self.device)
+        condition[:, :, :1] = video[::WALKS_PER_START, :, :1]
+        return Clips(
+            latents=self._encode(video).half().cpu(),
+            condition=self._encode(condition).half().cpu().repeat_interleave(WALKS_PER_START, 0),
+            keyboard=keyboard.half(),
+            mouse=mouse.half(),
+            settled=self.settled,
+        )
+
+
+@dataclass
+class Windows:
+    """A training batch: T latents out of longer sessions, as the engine would present them."""
+
+    latents: Tensor  # [B, z, T, h, w] float32
+    condition: Tensor  # [B, 4 + z, T, h, w]: mask channels, then condition latents
+    keyboard: Tensor  # [B, T, 12, 4]
+    mouse: Tensor  # [B, T, 12, 2]
+    from_start: Tensor  # [B] bool: the window begins with the session
+
+
+def condition_rows(rows: Tensor, first: Tensor, latents: int) -> Tensor:
+    """Rows [B, F, K] cut per latent -> [B, T, 12, K]: latent t reads rows 4t-12 .. 4t-1, row 0 for negative ones (SPEC §2)."""
+    t = first[:, None, None] + torch.arange(latents)[None, :, None]
+    index = (4 * t - ROWS_PER_LATENT + torch.arange(ROWS_PER_LATENT)).clamp_min(0)  # [B, T, 12]
+    return rows[torch.arange(rows.shape[0])[:, None, None], index]
+
+
+def sample_windows(clips: Clips, batch: int, blocks: int, generator: torch.Generator, start_share: float = 0.35) -> Windows:
+    """Random windows of ``blocks`` blocks; about ``start_share`` of them begin where their session begins."""
+    length = 3 * blocks
+    pick = torch.randint(len(clips), (batch,), generator=generator)
+    offset = torch.randint(1, CLIP_BLOCKS - blocks + 1, (batch,), generator=generator) if blocks < CLIP_BLOCKS else torch.zeros(batch).long()
+    offset[torch.rand(batch, generator=generator) < start_share] = 0
+    return cut_windows(clips, pick, 3 * offset, length)
+
+
+def cut_windows(clips: Clips, pick: Tensor, first: Tensor, length: int) -> Windows:
+    """The windows [first, first + length) of the picked clips; ``pick``, ``first`` [B] integers."""
+    t = first[:, None] + torch.arange(length)  # [B, T]
+    rows = torch.arange(len(pick))[:, None]
+    latents = clips.latents[pick].transpose(1, 2)[rows, t].transpose(1, 2).float()  # [B, z, T, h, w]
+    known = clips.condition[pick].transpose(1, 2)[rows, t.clamp_max(CONDITION_LATENTS - 1)]  # [B, T, z, h, w]
+    known = torch.where((t < CONDITION_LATENTS)[:, :, None, None, None], known, clips.settled).transpose(1, 2).float()
+    mask = (t == 0)[:, None, :, None, None].expand(-1, 4, -1, *latents.shape[-2:]).float()
+    return Windows(
+        latents=latents,
+        condition=torch.cat([mask, known], dim=1),
+        keyboard=condition_rows(clips.keyboard[pick].float(), first, length),
+        mouse=condition_rows(clips.mouse[pick].float(), first, length),
+        from_start=first == 0,
+    )

@@ -1,0 +1,145 @@
+"""Train the garden's denoiser by teacher forcing, at the noise levels its sampler visits.
+
+    python -m training.train_dit --vae runs/vae.safetensors --out runs/dit --minutes 60     # resumable
+
+Every window goes through the model once as two halves side by side with the same positions: clean latents, and noisy
+ones of which each block sees the clean blocks before it and itself. That is what play does one block at a time
+(denoise beside cached clean keys), with a loss on every block at once. The model predicts x0.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from engine import load_config
+from models.dit import DiT
+from models.flow import FlowSchedule
+from training.common import AveragedWeights, MixedOptimizer, TrainingRun, cosine_schedule
+from training.latents import ClipMaker, Clips, Windows, sample_windows
+from training.train_vae import load_garden_vae
+
+STEPS = (1000, 666, 333)
+BLOCK = 3
+
+
+def garden_dit() -> DiT:
+    """A denoiser of the garden's sizes (configs/garden.yaml)."""
+    return DiT(load_config("garden").model)
+
+
+def teacher_forcing_mask(latents: int, device: torch.device) -> Tensor:
+    """[2T, 2T] bool, clean half first: who (row) sees whom (column)."""
+    block = torch.arange(latents, device=device) // BLOCK
+    earlier_or_own, earlier, own = (op(block[:, None], block[None]) for op in (torch.ge, torch.gt, torch.eq))
+    clean = torch.cat([earlier_or_own, torch.zeros_like(own)], dim=1)
+    noisy = torch.cat([earlier, own], dim=1)
+    return torch.cat([clean, noisy])
+
+
+class TeacherForcing:
+    """One training loss over a batch of windows."""
+
+    def __init__(self, dit: DiT, latents: int, device: torch.device, context_noise: float, compiled: bool) -> None:
+        self.device, self.latents, self.context_noise = device, latents, context_noise
+        schedule = FlowSchedule()
+        self.timesteps = schedule.timesteps(STEPS).to(device)
+        self.sigmas = schedule.sigma(self.timesteps).to(device)
+        self.mask = teacher_forcing_mask(latents, device)
+        self.positions = torch.arange(latents).repeat(2)
+        self.forward = torch.compile(dit.forward_parallel) if compiled else dit.forward_parallel
+
+    def __call__(self, windows: Windows, level_weights: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Mean squared error of x0, and per noise level. First blocks of windows cut from the middle of a session do not count."""
+        x0, condition, keyboard, mouse = (v.to(self.device) for v in (windows.latents, windows.condition, windows.keyboard, windows.mouse))
+        batch, blocks = x0.shape[0], self.latents // BLOCK
+        level = torch.multinomial(level_weights, batch * blocks, replacement=True).view(batch, blocks).to(self.device)
+        per_latent = level.repeat_interleave(BLOCK, dim=1)  # [B, T]
+        sigma = self.sigmas[per_latent][:, None, :, None, None]
+        noisy = (1 - sigma) * x0 + sigma * torch.randn_like(x0)
+        drift = self.context_noise * torch.rand(batch, 1, blocks, 1, 1, device=self.device).square().repeat_interleave(BLOCK, dim=2)
+        clean = x0 + drift * torch.randn_like(x0)
+        x = torch.cat([torch.cat([clean, condition], 1), torch.cat([noisy, condition], 1)], dim=2)  # [B, 36, 2T, h, w]
+        timestep = torch.cat([torch.zeros_like(sigma[:, 0, :, 0, 0]), self.timesteps[per_latent]], dim=1)  # [B, 2T]
+        with torch.autocast(self.device.type, torch.bfloat16):
+            out = self.forward(x, timestep, keyboard.repeat(1, 2, 1, 1), mouse.repeat(1, 2, 1, 1), self.positions, self.mask)
+        error = (out[:, :, self.latents :].float() - x0).square().mean((1, 3, 4))  # [B, T]
+        error = error.view(batch, blocks, BLOCK).mean(-1)
+        counts = torch.ones_like(error)
+        counts[~windows.from_start.to(self.device), 0] = 0
+        report = {}
+        for i, name in enumerate(("s1.00", "s0.91", "s0.71")):
+            chosen = counts * (level == i)
+            report[name] = (error.detach() * chosen).sum() / chosen.sum().clamp_min(1)
+        return (error * counts).sum() / counts.sum(), report
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--vae", type=Path, required=True, help="weights written by training.export (safetensors)")
+    parser.add_argument("--out", type=Path, default=Path("runs/dit"))
+    parser.add_argument("--minutes", type=float, default=60)
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--blocks", type=int, default=5)
+    parser.add_argument("--lr", type=float, default=2e-3)
+    parser.add_argument("--context-noise", type=float, default=0.3)
+    parser.add_argument("--first-clips", type=int, default=160, help="clips encoded before the first step")
+    parser.add_argument("--grow-every", type=int, default=4, help="steps between two batches of four new clips")
+    parser.add_argument("--most-clips", type=int, default=20000)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--no-compile", action="store_true")
+    parser.add_argument("--start-from", type=Path, help="averaged weights of another run's last.pt")
+    args = parser.parse_args()
+    device = torch.device(args.device)
+    run = TrainingRun(args.out, args.minutes)
+    state = run.resume()
+    torch.manual_seed(3000 + run.step)
+    generator = torch.Generator().manual_seed(4000 + run.step)
+    dit = garden_dit().to(device)
+    optimizer = MixedOptimizer(dit, args.lr, args.lr / 2, adamw=("head.head", "patch_embedding", "modulation", "keyboard_embed", "time_"))
+    averaged = AveragedWeights(dit, 0.998)
+    if state is None and args.start_from:
+        dit.load_state_dict(torch.load(args.start_from, weights_only=True, map_location=device)["averaged"])
+    if state is not None:
+        dit.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        averaged.weights = {k: v.to(device) for k, v in state["averaged"].items()}
+    print(f"{sum(p.numel() for p in dit.parameters()) / 1e6:.2f} M parameters", flush=True)
+    maker = ClipMaker(load_garden_vae(args.vae).to(device), 5000 + run.step, device, not args.no_compile)
+    stored = args.out / "clips.safetensors"
+    clips = Clips.load(stored) if stored.exists() else maker.make(2)
+    while len(clips) < args.first_clips:
+        clips = clips.append(maker.make(2))
+        print(f"\r{len(clips)} clips", end="", flush=True)
+    print()
+    forcing = TeacherForcing(dit, BLOCK * args.blocks, device, args.context_noise, not args.no_compile)
+    level_weights = torch.tensor([0.5, 0.25, 0.25])
+    run.exclude_pause()
+
+    def save() -> None:
+        run.save({"model": dit.state_dict(), "optimizer": optimizer.state_dict(), "averaged": averaged.weights})
+        clips.save(stored)
+
+    reports = 0
+    while run.progress < 1:
+        if run.step % args.grow_every == 0 and len(clips) < args.most_clips:
+            clips = clips.append(maker.make(2))
+        loss, report = forcing(sample_windows(clips, args.batch, args.blocks, generator), level_weights)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(dit.parameters(), 1.0)
+        optimizer.step(cosine_schedule(run.progress))
+        averaged.update(dit, run.step)
+        if run.tick({"loss": loss.detach(), **report, "clips": len(clips)}):
+            reports += 1
+            if reports % 6 == 0:
+                save()
+                run.plot()
+    save()
+    run.plot()
+
+
+if __name__ == "__main__":
+    main()

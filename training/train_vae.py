@@ -1,0 +1,143 @@
+"""Train the garden's VAE on frames that the simulator draws as they are needed.
+
+    python -m training.train_vae --out runs/vae --minutes 25        # resumable: the same command goes on
+
+Loss: L1 + L2 + L1 of the picture's gradients. The latents get a little noise, so that the denoiser's small errors
+decode gracefully, and a small L2 instead of a KL term, so that they cannot escape that noise by growing.
+`--decoder-only` trains the decoder on further latents of a frozen encoder: the latents, and with them every
+denoiser trained on them, stay valid.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from safetensors import safe_open
+from safetensors.torch import load_file
+from torch import Tensor
+
+from engine import load_config
+from models.vae import VAE
+from training.common import AveragedWeights, MixedOptimizer, TrainingRun, cosine_schedule
+from training.simulator import random_actions, random_poses, rollout
+
+
+def garden_vae(mean: Sequence[float] | None = None, std: Sequence[float] | None = None) -> VAE:
+    """A VAE of the garden's sizes (configs/garden.yaml), its latents not scaled unless ``mean`` and ``std`` are given."""
+    sizes = load_config("garden").vae
+    return VAE(replace(sizes, latents_mean=tuple(mean or [0.0] * sizes.z_dim), latents_std=tuple(std or [1.0] * sizes.z_dim)))
+
+
+def read_scale(path: Path) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation per latent channel, as `training.export` wrote them beside the weights."""
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata()
+    return json.loads(metadata["latents_mean"]), json.loads(metadata["latents_std"])
+
+
+def load_garden_vae(path: Path) -> VAE:
+    """The exported VAE, float32, with its latents' scale."""
+    mean, std = read_scale(path)
+    vae = garden_vae(mean, std)
+    vae.load_state_dict({k: v.float() for k, v in load_file(path).items()})
+    return vae.eval()
+
+
+def sample_clips(batch: int, frames: int, generator: torch.Generator, device: torch.device) -> Tensor:
+    """Random walks: `[B, 3, F, H, W]` in [-1, 1]."""
+    pose = random_poses(batch, generator)
+    keyboard, mouse = random_actions(batch, frames - 1, generator)
+    if device.type != "cpu":
+        pose = type(pose)(*(v.to(device) for v in (pose.x, pose.y, pose.yaw, pose.pitch)))
+    pictures, _ = rollout(pose, keyboard.to(device), mouse.to(device))
+    return pictures.transpose(1, 2).float() / 127.5 - 1
+
+
+def picture_loss(ours: Tensor, truth: Tensor) -> Tensor:
+    """L1 + 4 L2 + L1 of horizontal and vertical differences; `[B, 3, F, H, W]`."""
+    error = ours - truth
+    across, down = error.diff(dim=-1), error.diff(dim=-2)
+    return error.abs().mean() + 4 * error.square().mean() + across.abs().mean() + down.abs().mean()
+
+
+def reconstruct(vae: VAE, video: Tensor, noise: float, decoder_only: bool) -> tuple[Tensor, Tensor]:
+    with torch.set_grad_enabled(torch.is_grad_enabled() and not decoder_only):
+        z = vae.mean(video)
+    return vae.pixels(z + noise * torch.randn_like(z)), z
+
+
+@torch.no_grad()
+def validation_psnr(vae: VAE, averaged: AveragedWeights, clips: Tensor) -> float:
+    """PSNR in dB of streamed reconstruction without noise, with the averaged weights."""
+    held = {name: p.detach().clone() for name, p in vae.named_parameters()}
+    averaged.copy_to(vae)
+    mse = torch.stack([F.mse_loss(vae.pixels(vae.mean(c[None])).clamp(-1, 1), c[None]) for c in clips]).mean()
+    for name, p in vae.named_parameters():
+        p.copy_(held[name])
+    return float(10 * torch.log10(4 / mse))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("runs/vae"))
+    parser.add_argument("--minutes", type=float, default=25)
+    parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--frames", type=int, default=13, help="1 + 4m")
+    parser.add_argument("--lr", type=float, default=2e-3)
+    parser.add_argument("--noise", type=float, default=0.1)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--decoder-only", action="store_true")
+    parser.add_argument("--start-from", type=Path, help="averaged weights of another run's last.pt")
+    parser.add_argument("--no-compile", action="store_true")
+    args = parser.parse_args()
+    device = torch.device(args.device)
+    run = TrainingRun(args.out, args.minutes)
+    state = run.resume()
+    torch.manual_seed(1000 + run.step)
+    generator = torch.Generator().manual_seed(2000 + run.step)
+    vae = garden_vae().to(device)
+    if state is None and args.start_from:
+        vae.load_state_dict(torch.load(args.start_from, weights_only=True, map_location=device)["averaged"], strict=False)
+    if args.decoder_only:
+        vae.encoder.requires_grad_(False)
+        vae.conv1.requires_grad_(False)
+    trained = torch.nn.ModuleList([vae.decoder, vae.conv2]) if args.decoder_only else vae
+    optimizer = MixedOptimizer(trained, args.lr, args.lr)
+    averaged = AveragedWeights(vae, 0.995)
+    if state is not None:
+        vae.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        averaged.weights = {k: v.to(device) for k, v in state["averaged"].items()}
+    step_fn = reconstruct if args.no_compile else torch.compile(reconstruct)
+    held_out = sample_clips(8, 17, torch.Generator().manual_seed(7), device)
+    run.exclude_pause()
+    reports = 0
+    while run.progress < 1:
+        clips = sample_clips(args.batch, args.frames, generator, device)
+        with torch.autocast(device.type, torch.bfloat16):
+            ours, z = step_fn(vae, clips, args.noise, args.decoder_only)
+        loss = picture_loss(ours.float(), clips)
+        (loss + 1e-3 * z.float().square().mean()).backward()
+        torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
+        optimizer.step(cosine_schedule(run.progress))
+        averaged.update(vae, run.step)
+        mse = F.mse_loss(ours.detach().float(), clips)
+        if run.tick({"loss": loss.detach(), "psnr": 10 * torch.log10(4 / mse), "z_std": z.detach().float().std()}):
+            reports += 1
+            if reports % 9 == 0:
+                run.save({"model": vae.state_dict(), "optimizer": optimizer.state_dict(), "averaged": averaged.weights})
+                print(f"   held-out PSNR {validation_psnr(vae, averaged, held_out):.2f} dB (averaged weights)", flush=True)
+                run.exclude_pause()
+    run.save({"model": vae.state_dict(), "optimizer": optimizer.state_dict(), "averaged": averaged.weights})
+    print(f"done: step {run.step}, held-out PSNR {validation_psnr(vae, averaged, held_out):.2f} dB")
+    run.plot()
+
+
+if __name__ == "__main__":
+    main()
