@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,7 +13,7 @@ from engine.conditioning import StartCondition, encode_start
 from engine.config import WorldConfig, list_worlds, load_config
 from engine.picture import Picture, load_picture
 from engine.session import Session
-from models.checkpoint import build_empty, load_into
+from models.checkpoint import Module, build_empty, check_weights, load_into
 from models.dit import DiT
 from models.errors import WeightError, WorldError, one_line
 from models.kv_cache import DiTCache
@@ -54,7 +55,11 @@ class World:
         kind = choose_dtype(dtype or config.dtype, place)
         files = _files(config, None if weights is None else Path(weights))
         report = progress or (lambda what, part: None)
-        dit, vae = build_empty(DiT, config.model), build_empty(VAE, config.vae)
+        dit, vae = _build(DiT, config.model), _build(VAE, config.vae)
+        check_weights(dit, files["dit"])
+        check_weights(vae, files["vae"])
+        if config.vision is not None:
+            check_weights(_build(VisionEncoder, config.vision), files["vision"], "visual.", only=True)
         load_into(vae, files["vae"], torch.float32, place, progress=lambda part: report("vae", part))
         load_into(dit, files["dit"], kind, place, progress=lambda part: report("dit", part))
         vae.decoder.to(kind)  # decoding may run in half precision, encoding must not (SPEC §5)
@@ -104,7 +109,7 @@ class World:
         """Image tokens `[1, L, img_dim]`. The encoder is large and needed once, so it is loaded for this and let go."""
         if self.config.vision is None:
             return None
-        encoder = build_empty(VisionEncoder, self.config.vision)
+        encoder = _build(VisionEncoder, self.config.vision)
         load_into(encoder, self.files["vision"], torch.float32, self.device, prefix="visual.", only=True)
         return encoder.eval()(picture[:, :, 0]).to(self.dtype)
 
@@ -125,6 +130,14 @@ def _cpu_has_bfloat16() -> bool:
     """Whether the CPU multiplies bfloat16 itself (AVX512-BF16 or AMX); emulated it is slower than float32."""
     probes = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")  # no public way to ask
     return any(getattr(torch.cpu, probe, lambda: False)() for probe in probes)
+
+
+def _build(kind: Callable[[Any], Module], config: object) -> Module:
+    """An empty network. Sizes of a yaml may pass every check and still be too large to name a tensor."""
+    try:
+        return build_empty(kind, config)
+    except (RuntimeError, ValueError, OverflowError) as error:
+        raise WorldError(f"no {kind.__name__} can be built of these sizes: {one_line(error, 120)}") from None
 
 
 def _device(name: str) -> torch.device:

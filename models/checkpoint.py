@@ -44,10 +44,14 @@ def load_into(
 
     Arguments and errors as `read_weights`.
     """
-    expected = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
-    tensors = read_weights(paths, expected, prefix, only, dtype, device, progress)
+    tensors = read_weights(paths, _shapes(module), prefix, only, dtype, device, progress)
     module.load_state_dict(tensors, assign=True)
     module.requires_grad_(False)
+
+
+def check_weights(module: nn.Module, paths: Path | Sequence[Path], prefix: str = "model.", only: bool = False) -> None:
+    """Raise what `load_into` would, as far as it can be told without reading a number: files, names and shapes."""
+    _find(paths, _shapes(module), prefix, only)
 
 
 def read_weights(
@@ -60,9 +64,7 @@ def read_weights(
     Files are `.safetensors`, or `.pth` / `.pt` holding nothing but tensors. Raises WeightError for a file that is missing, damaged
     or truncated, for missing, unexpected, doubled or misshapen tensors, and for numbers that are not finite.
     """
-    files = [_open(Path(path)) for path in ([paths] if isinstance(paths, (str, Path)) else paths)]
-    places = _places(files, prefix, only)
-    _check(files, {name: file.shapes[stored] for name, (file, stored) in places.items()}, expected)
+    places = _find(paths, expected, prefix, only)
     tensors: dict[str, Tensor] = {}
     for count, name in enumerate(expected, 1):
         file, stored = places[name]
@@ -163,6 +165,18 @@ def _open(path: Path) -> WeightFile:
     if path.suffix in (".pth", ".pt"):
         return _Pickle(path)
     raise WeightError(f"{path}: weights are .safetensors or .pth files, not '{path.suffix}'")
+
+
+def _shapes(module: nn.Module) -> Shapes:
+    return {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
+
+
+def _find(paths: Path | Sequence[Path], expected: Shapes, prefix: str, only: bool) -> dict[str, tuple[WeightFile, str]]:
+    """Open the files and find every expected tensor in them, at its shape."""
+    files = [_open(Path(path)) for path in ([paths] if isinstance(paths, (str, Path)) else paths)]
+    places = _places(files, prefix, only)
+    _check(files, {name: file.shapes[stored] for name, (file, stored) in places.items()}, expected)
+    return places
 
 
 def _places(files: Sequence[WeightFile], prefix: str, only: bool) -> dict[str, tuple[WeightFile, str]]:
