@@ -19,11 +19,7 @@ from models.dit import DiTConfig
 from models.errors import WorldError, one_line
 from models.flow import FlowSchedule
 from models.vae import VAEConfig
-
-try:
-    from models.vision import VisionConfig
-except ImportError:  # lands within the hour
-    VisionConfig = object
+from models.vision import VisionConfig
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 YAML_LIMIT = 1 << 20  # bytes; a world's yaml is a few thousand

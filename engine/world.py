@@ -18,11 +18,7 @@ from models.dit import DiT
 from models.errors import WeightError, WorldError, one_line
 from models.kv_cache import DiTCache
 from models.vae import VAE
-
-try:
-    from models.vision import VisionEncoder
-except ImportError:  # lands within the hour
-    VisionEncoder = object
+from models.vision import VisionEncoder
 
 Progress = Callable[[str, float], None]  # (what is being loaded, part done from 0 to 1)
 
