@@ -1,0 +1,63 @@
+"""Fixtures for all tests: where the recordings are, and how far two tensors are apart."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors import safe_open
+from torch import Tensor
+
+REFERENCE = Path(os.environ.get("REVERIE_REFERENCE", Path(__file__).parents[2] / "shared" / "reference"))
+FIXTURES = Path(__file__).parent / "fixtures"
+
+
+@dataclass(frozen=True)
+class Recording:
+    """A safetensors file: its metadata key ``config``, and its tensors in float32."""
+
+    config: dict[str, Any]
+    tensors: dict[str, Tensor]
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self.tensors[name]
+
+    def part(self, prefix: str) -> dict[str, Tensor]:
+        """Tensors whose name begins with ``prefix``, without it."""
+        return {name.removeprefix(prefix): tensor for name, tensor in self.tensors.items() if name.startswith(prefix)}
+
+
+def read_recording(path: Path) -> Recording:
+    with safe_open(path, "pt") as file:
+        return Recording(json.loads(file.metadata()["config"]), {name: file.get_tensor(name).float() for name in file.keys()})  # noqa: SIM118
+
+
+def relative_error(ours: Tensor, theirs: Tensor) -> float:
+    """|ours - theirs| / |theirs|, after checking that the shapes agree."""
+    assert ours.shape == theirs.shape, (ours.shape, theirs.shape)
+    return float((ours.double() - theirs.double()).norm() / theirs.double().norm())
+
+
+@pytest.fixture(scope="session")
+def reference() -> Path:
+    """Folder of the recordings of the published code. Tests that need it are skipped where it is missing."""
+    if not REFERENCE.is_dir():
+        pytest.skip(f"no recordings at {REFERENCE} (set REVERIE_REFERENCE)")
+    return REFERENCE
+
+
+@pytest.fixture(scope="session")
+def recording(reference: Path) -> Callable[[str], Recording]:
+    """Read a recording by name."""
+    return lambda name: read_recording(reference / f"{name}.safetensors")
+
+
+@pytest.fixture(scope="session")
+def fixture_recording() -> Callable[[str], Recording]:
+    """Read a small recording that travels with the project."""
+    return lambda name: read_recording(FIXTURES / f"{name}.safetensors")
