@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from game.window import Window
 
 MAX_BLOCKS = 100_000_000
+PARTS = {"dit": "world model", "vae": "picture decoder", "vision": "image encoder"}  # of the weights, in words
 
 
 class UsageError(Exception):
@@ -224,7 +225,10 @@ def _play_in(window: Window, args: argparse.Namespace) -> int:
 def _open_session(args: argparse.Namespace, config: WorldConfig, progress) -> Session:
     from engine import World
 
-    world = World.load(config, weights=args.weights, device=args.device, progress=progress)
+    def named(part: str, done: float) -> None:
+        progress(PARTS.get(part, part), done)
+
+    world = World.load(config, weights=args.weights, device=args.device, progress=named)
     progress("start picture", 0.0)
     session = world.session(seed=args.seed, start=args.start)
     progress("start picture", 1.0)

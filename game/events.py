@@ -49,7 +49,7 @@ SHORTCUTS = (
     Shortcut(Command.HUD, (pygame.K_F3,), "F3", "keys and numbers"),
     Shortcut(Command.SCREENSHOT, (pygame.K_F8,), "F8", "screenshot"),
     Shortcut(Command.FULLSCREEN, (pygame.K_F11,), "F11", "full screen"),
-    Shortcut(Command.ESCAPE, (pygame.K_ESCAPE,), "Esc", "free the mouse; quit"),
+    Shortcut(Command.ESCAPE, (pygame.K_ESCAPE,), "Esc", "free mouse, quit"),
 )
 _BY_CODE = {code: shortcut.command for shortcut in SHORTCUTS for code in shortcut.codes}
 _WINDOW = {
@@ -64,7 +64,7 @@ def help_columns(space: ActionSpace) -> tuple[list[tuple[str, str]], list[tuple[
     """(key, what it does) of the world and of the program."""
     world = [(key.upper(), does) for key, does in space.help]
     if space.has_look:
-        world.append(("Mouse", "look (click first)"))
+        world.append(("Mouse", "look (click)"))
     return world, [(shortcut.label, shortcut.does) for shortcut in SHORTCUTS]
 
 

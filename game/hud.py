@@ -118,7 +118,7 @@ def draw_toasts(surface: pygame.Surface, words: tuple[str, ...], raised: bool) -
 
 def draw_help(surface: pygame.Surface, title: str, about: str, columns: tuple[list[tuple[str, str]], ...]) -> None:
     """A panel in the middle, as large as its text needs and the window allows."""
-    for size in range(text_size(surface) + 2, 7, -1):
+    for size in range(text_size(surface) + 4, 7, -1):
         panel = _help_panel(title, about, columns, size)
         if panel.get_width() <= surface.get_width() and panel.get_height() <= surface.get_height():
             break
@@ -126,18 +126,18 @@ def draw_help(surface: pygame.Surface, title: str, about: str, columns: tuple[li
 
 
 def _help_panel(title: str, about: str, columns: tuple[list[tuple[str, str]], ...], size: int) -> pygame.Surface:
-    line, gap = round(size * 1.35), size
+    line, gap = round(size * 1.25), round(size * 0.8)
     caps = [max(font(size).size(key)[0] for key, _ in column) + gap for column in columns]
     widths = [cap + max(font(size).size(does)[0] for _, does in column) for cap, column in zip(caps, columns, strict=True)]
     head = font(round(size * 1.5)).render(title, True, INK)
     inner = max(sum(widths) + 2 * gap * (len(columns) - 1), head.get_width())
-    about_lines = _wrap(about, font(size), inner)
-    top = gap + head.get_height() + line * len(about_lines) + gap // 2
-    panel = pygame.Surface((inner + 2 * gap, top + line * max(map(len, columns)) + gap), pygame.SRCALPHA)
-    _rounded(panel, panel.get_rect(), (12, 13, 18, 225))
+    about_lines = _wrap(about, font(size), inner) if size > 13 else []  # a small window has more urgent things to say
+    top = gap + head.get_height() + size * len(about_lines) + gap
+    panel = pygame.Surface((inner + 2 * gap, top + line * max(map(len, columns)) + gap // 2), pygame.SRCALPHA)
+    _rounded(panel, panel.get_rect(), (12, 13, 18, 232), size // 2)
     panel.blit(head, (gap, gap))
     for number, words in enumerate(about_lines):
-        panel.blit(font(size).render(words, True, DIM), (gap, gap + head.get_height() + size // 4 + number * line))
+        panel.blit(font(size).render(words, True, DIM), (gap, gap + head.get_height() + size // 4 + number * size))
     x = gap
     for cap, width, column in zip(caps, widths, columns, strict=True):
         for number, (key, does) in enumerate(column):
@@ -180,9 +180,9 @@ def _draw_numbers(surface: pygame.Surface, state: HudState) -> None:
     line = round(size * 1.15)
     names = max(font(size).size(name)[0] for name, _ in lines) + size // 2
     width = names + max(font(size).size(value)[0] for _, value in [*lines, ("", "16.0 of 16")]) + size
-    _shade(surface, pygame.Rect(size // 2, size // 2, width, line * len(lines) + size // 2))
+    _shade(surface, pygame.Rect(size // 2, size // 2, width, line * len(lines) + size * 3 // 4))
     for number, (name, value) in enumerate(lines):
-        y = size * 3 // 4 + number * line
+        y = size + number * line
         surface.blit(font(size).render(name, True, DIM), (size, y))
         color = ALERT if name == "underruns" and state.underruns else INK
         surface.blit(font(size).render(value, True, color), (size + names, y))

@@ -153,12 +153,8 @@ class Game:
         else:
             self._over = True
 
-    @property
-    def _paused(self) -> bool:
-        return self.world.paused
-
     def _pause(self) -> None:
-        if self._paused:
+        if self.world.paused:
             self.controls.drop_taps()  # they were meant for a world that stood still
             self.world.resume()
             self.presenter.thaw(time.perf_counter())
@@ -167,7 +163,7 @@ class Game:
             self.presenter.freeze()
 
     def _step(self) -> None:
-        if not self._paused:
+        if not self.world.paused:
             self._pause()
         self.presenter.thaw(time.perf_counter(), until=self.world.step())
 
@@ -192,22 +188,23 @@ class Game:
         """Whatever changes the overlays without a new frame; loading moves all the time."""
         held = self.controls.held if self._hud else None
         loading = time.perf_counter() // 0.04 if self.presenter.frame is None else None
-        return self.window.toasts(), self._hud, self._help, held, self._paused, loading
+        return self.window.toasts(), self._hud, self._help, held, self.world.paused, loading
 
     def _draw_overlays(self, surface: pygame.Surface) -> None:
         if self.presenter.frame is None:
             what, part = self.world.progress or ("first picture", None)
             hud.draw_loading(surface, self.config.title, what, part)
-        if self._hud and self.presenter.block is not None:
-            hud.draw_hud(surface, self._hud_state(self.presenter.block))
         recorder = next((sink for sink in self._sinks_opened if isinstance(sink.sink, Recorder) and not sink.error), None)
         if recorder is not None:
             hud.draw_recording(surface, recorder.sink.frames / self.config.fps, recorder.dropped)
-        if self._paused:
-            hud.draw_banner(surface, "Paused   P go on   . one block")
-        hud.draw_toasts(surface, self.window.toasts(), raised=self._hud)
         if self._help:
             hud.draw_help(surface, self.config.title, self.config.about, help_columns(self.config.actions))
+            return
+        if self._hud and self.presenter.block is not None:
+            hud.draw_hud(surface, self._hud_state(self.presenter.block))
+        if self.world.paused:
+            hud.draw_banner(surface, "Paused   P go on   . one block")
+        hud.draw_toasts(surface, self.window.toasts(), raised=self._hud)
 
     def _hud_state(self, block: Block) -> hud.HudState:
         space, action, shown = self.config.actions, block.sample.action, self.presenter.shown

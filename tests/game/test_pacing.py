@@ -1,0 +1,47 @@
+import pytest
+
+from game.pacing import Estimate, Rate, Timeline
+
+
+def test_a_timeline_is_absolute_and_does_not_drift() -> None:
+    timeline = Timeline(fps=16)
+    assert timeline.due(0) is None and not timeline.running
+    timeline.start(0, at=100.0)
+    assert timeline.due(0) == 100.0
+    assert timeline.due(16 * 3600) == pytest.approx(3700.0, abs=1e-9)
+    timeline.start(160, at=200.0)
+    assert timeline.due(160) == 200.0 and timeline.due(176) == 201.0
+
+
+def test_every_move_is_told() -> None:
+    timeline, moves = Timeline(fps=10), []
+    timeline.on_move = lambda: moves.append(timeline.running)
+    timeline.start(0, 1.0)
+    timeline.stop()
+    assert moves == [True, False]
+
+
+def test_the_estimate_is_the_slow_end_of_the_last_blocks() -> None:
+    estimate = Estimate(window=10)
+    assert estimate.seconds == 0 and estimate.lead > 0
+    for _ in range(9):
+        estimate.add(0.1)
+    estimate.add(0.4)
+    assert estimate.seconds == 0.4 and estimate.last == 0.4
+    estimate.add(0.1)
+    estimate.add(0.1)
+    assert 0.4 < estimate.lead < 0.6
+    for _ in range(10):
+        estimate.add(0.1)
+    assert estimate.seconds == 0.1
+
+
+def test_rate_counts_the_last_seconds_only() -> None:
+    rate = Rate(span=2.0)
+    assert rate.value == 0
+    for i in range(100):
+        rate.tick(i / 16)
+    assert rate.value == pytest.approx(16)
+    for i in range(40):
+        rate.tick(100 + i / 8)
+    assert rate.value == pytest.approx(8)
