@@ -22,9 +22,8 @@ class NoDisplay(Exception):
 
 def display_missing() -> str | None:
     """Why no window can be opened, as far as that can be told without trying; None if it is worth a try."""
-    asked = os.environ.get("SDL_VIDEODRIVER") or os.environ.get("SDL_VIDEO_DRIVER")
     on_desk = os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
-    if sys.platform.startswith(("linux", "freebsd")) and not asked and not on_desk:
+    if sys.platform.startswith(("linux", "freebsd")) and not _asked_driver() and not on_desk:
         return "neither DISPLAY nor WAYLAND_DISPLAY is set"
     return None
 
@@ -39,9 +38,8 @@ class Window:
             raise NoDisplay(reason)
         try:
             pygame.display.init()
-            asked = os.environ.get("SDL_VIDEODRIVER") or os.environ.get("SDL_VIDEO_DRIVER") or ""
-            if pygame.display.get_driver() in ("dummy", "offscreen") and pygame.display.get_driver() not in asked:
-                raise NoDisplay("only an invisible display is there")
+            if pygame.display.get_driver() in ("dummy", "offscreen") and pygame.display.get_driver() not in _asked_driver():
+                raise pygame.error("no display answers")
             pygame.font.init()
             pygame.joystick.init()
             desktops = pygame.display.get_desktop_sizes()
@@ -50,7 +48,7 @@ class Window:
             pygame.display.set_icon(_icon())
             pygame.display.set_mode(self._windowed_size, pygame.RESIZABLE)
         except pygame.error as error:
-            pygame.quit()
+            pygame.display.quit()
             raise NoDisplay(str(error)) from error
         pygame.display.set_caption(title)
         self.captured = False
@@ -126,7 +124,13 @@ class Window:
         self._scaled = None
 
     def close(self) -> None:
-        pygame.quit()
+        pygame.joystick.quit()
+        pygame.display.quit()
+
+
+def _asked_driver() -> str:
+    """The video driver somebody wants, "" for SDL's own choice."""
+    return os.environ.get("SDL_VIDEODRIVER") or os.environ.get("SDL_VIDEO_DRIVER") or ""
 
 
 def fit(inner: tuple[int, int], outer: tuple[int, int]) -> tuple[int, int, int, int]:
