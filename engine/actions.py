@@ -13,6 +13,10 @@ from models.errors import WorldError
 DIRECTIONS = {"up": (1.0, 0.0), "down": (-1.0, 0.0), "left": (0.0, -1.0), "right": (0.0, 1.0)}  # (pitch, yaw)
 
 
+def _clamp(value: float) -> float:
+    return min(1.0, max(-1.0, value))
+
+
 @dataclass(frozen=True)
 class Action:
     """Held keys by name (``"w"``) and an analogue look (pitch, yaw), each clamped to [-1, 1]: + is up and right."""
@@ -27,6 +31,9 @@ class Action:
             raise ValueError(f"look needs two finite numbers, got {self.look}")
         object.__setattr__(self, "keys", frozenset(keys))
         object.__setattr__(self, "look", (_clamp(pitch), _clamp(yaw)))
+
+
+IDLE = Action()
 
 
 @dataclass(frozen=True)
@@ -129,7 +136,3 @@ class ActionSpace:
         unknown = sorted(set(keys) - set(self.keys))
         if unknown:
             raise WorldError(f"this world has no key {unknown[0]!r}; its keys are {' '.join(self.keys)}")
-
-
-def _clamp(value: float) -> float:
-    return min(1.0, max(-1.0, value))

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from engine.actions import Action
+from engine.actions import IDLE, Action
 from engine.clock import BlockClock
 from engine.conditioning import ConditionRing
 from engine.sampler import BlockSampler, NoiseSource, SeededNoise
@@ -41,7 +41,7 @@ class Session:
         self._decoder = world.vae.new_decoder_cache()
 
     @torch.inference_mode()
-    def step(self, action: Action = Action()) -> np.ndarray:  # noqa: B008 - immutable
+    def step(self, action: Action = IDLE) -> np.ndarray:
         """Play one block: uint8 RGB frames `[9, H, W, 3]` for the first block, `[12, H, W, 3]` afterwards.
 
         Afterwards `timings` holds the seconds of every stage. Raises WorldError for a key the world does not have.
@@ -74,8 +74,8 @@ class Session:
         Raises WorldError, and changes nothing, when the start picture cannot be used.
         """
         if start is not None:
-            self._start = self.world.condition(start)
-            self._cache = self.world.new_cache(self._start)
+            condition = self.world.condition(start)
+            self._cache, self._start = self.world.new_cache(condition), condition
         if seed is not None:
             self.seed, self._noise = seed, SeededNoise(seed)
         self._cache.clear()

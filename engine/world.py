@@ -20,18 +20,17 @@ from models.kv_cache import DiTCache
 from models.vae import VAE
 from models.vision import VisionEncoder
 
+Files = dict[str, list[Path]]  # the weight files in use, by part: dit, vae, vision
 Progress = Callable[[str, float], None]  # (what is being loaded, part done from 0 to 1)
 
 
 class World:
     """The networks of one world, ready to play. Load it once, start as many sessions as wanted."""
 
-    def __init__(
-        self, config: WorldConfig, dit: DiT, vae: VAE, files: dict[str, list[Path]], device: torch.device, dtype: torch.dtype
-    ) -> None:
+    def __init__(self, config: WorldConfig, dit: DiT, vae: VAE, files: Files, device: torch.device, dtype: torch.dtype) -> None:
         self.config = config
         self.dit, self.vae = dit, vae
-        self.files = files  # the weight files in use, by part
+        self.files = files
         self.device, self.dtype = device, dtype
         self._default: StartCondition | None = None
 
@@ -146,7 +145,7 @@ def _device(name: str) -> torch.device:
     return device
 
 
-def _files(config: WorldConfig, weights: Path | None) -> dict[str, list[Path]]:
+def _files(config: WorldConfig, weights: Path | None) -> Files:
     """Where the weight files of each part lie. Raises WeightError when one of them does not exist."""
     if weights is not None and not weights.is_dir():
         what = "a file" if weights.exists() else "not there"

@@ -81,7 +81,7 @@ def test_unknown_world() -> None:
         (lambda s: s.update(fsp=3), "mine.yaml: there is no setting fsp; did you mean fps?"),
         (lambda s: s["model"].update(num_layer=3), "mine.yaml: there is no setting model.num_layer; did you mean model.num_layers?"),
         (lambda s: s["model"]["action"].update(head=3), "there is no setting model.action.head; did you mean model.action.heads?"),
-        (lambda s: s["actions"]["keyboard"][0].update(keys="w"), "no setting actions.keyboard[0].keys; did you mean actions.keyboard[0].key?"),
+        (lambda s: s["actions"]["keyboard"][0].update(keys="w"), "actions.keyboard[0].keys; did you mean actions.keyboard[0].key?"),
         (lambda s: s.update(name="x"), "there is no setting name"),
         (lambda s: s.pop("fps"), "mine.yaml: the setting fps is missing"),
         (lambda s: s["weights"].pop("vae"), "mine.yaml: the setting weights.vae is missing"),
@@ -148,12 +148,13 @@ def test_nested_aliases_stay_small(tmp_path: Path) -> None:
 
 def test_mutated_files_give_only_our_own_error(tmp_path: Path) -> None:
     rng, text = random.Random(0), yaml.safe_dump(SETTINGS)
+    bits = ["", ":", "-", "\n", "0", "[", "}", "é", "  ", "9999999", "&", "null", "-1", "\x00"]
     path = tmp_path / "mine.yaml"
     for _ in range(150):
         letters = list(text)
         for _ in range(rng.choice((1, 1, 3, 30))):
             place = rng.randrange(len(letters))
-            letters[place : place + rng.randrange(3)] = rng.choice(["", ":", "-", "\n", "0", "[", "}", "é", "  ", "9999999", "&", "null", "-1", "\x00"])
+            letters[place : place + rng.randrange(3)] = rng.choice(bits)
         path.write_text("".join(letters))
         try:
             load_config(path)

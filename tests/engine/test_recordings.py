@@ -35,8 +35,9 @@ class Recording:
             self.tensors = {key: file.get_tensor(key).float() for key in file.keys()}  # noqa: SIM118 - not a mapping
             c = json.loads(file.metadata()["config"])
         defaults = DiTConfig.from_name(c["mode"])
-        heads, hidden = c["action_heads"], 64 * c["action_heads"]
-        action = replace(defaults.action, blocks=tuple(c["action_blocks"]), heads=heads, hidden=hidden, keyboard_hidden=c["action_hidden_size"])
+        heads, hidden, keyboard_hidden = c["action_heads"], 64 * c["action_heads"], c["action_hidden_size"]
+        blocks = tuple(c["action_blocks"])
+        action = replace(defaults.action, blocks=blocks, heads=heads, hidden=hidden, keyboard_hidden=keyboard_hidden)
         sizes = {key: c[key] for key in ("dim", "ffn_dim", "num_heads", "num_layers", "local_attn_size")}
         self.config = replace(defaults, **sizes, action=action)
         self.dit = build_empty(DiT, self.config)
@@ -62,6 +63,7 @@ class Recording:
         if step == 0:
             return self["in.noise"][:, :, 3 * block : 3 * block + 3]
         return self["in.renoise"][block, step - 1].transpose(0, 1)[None]
+
 
 def error(ours: Tensor, theirs: Tensor) -> float:
     return float((ours.double() - theirs.double()).norm() / theirs.double().norm())

@@ -84,7 +84,8 @@ def test_wrong_names_and_shapes(tmp_path: Path) -> None:
     data = tensors()
     renamed = {"a.weight": data["a.weight"], "a.bais": data["a.bias"], "b.weight": data["b.weight"]}
     path = saved(tmp_path, renamed)
-    assert refusal(path) == f"{path} lacks a.bias but has a.bais (1 of 3 tensors missing, 1 unknown): these are not the weights of this world"
+    counts = "1 of 3 tensors missing, 1 unknown"
+    assert refusal(path) == f"{path} lacks a.bias but has a.bais ({counts}): these are not the weights of this world"
     path = saved(tmp_path, {**data, "c": torch.zeros(1)})
     assert refusal(path) == f"{path} has c, which this world's model does not (1 unknown): weights of another world?"
     path = saved(tmp_path, {**data, "a.weight": torch.zeros(4, 3)})
