@@ -123,7 +123,8 @@ class RMSNorm(nn.Module):
         self.gamma = nn.Parameter(torch.ones(dim, *[1] * trailing))
 
     def forward(self, x: Tensor) -> Tensor:
-        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32).clamp_min(1e-12)
+        wide = torch.promote_types(x.dtype, torch.float32)  # squares of half-precision numbers overflow
+        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=wide).clamp_min(1e-12)
         return x * (x.shape[-1] ** 0.5 / norm).to(x.dtype) * self.gamma.flatten()
 
 
@@ -346,7 +347,7 @@ class VAE(nn.Module):
     def encode_frames(self, frames: Tensor, cache: CausalCache | None) -> Tensor:
         """Encode the next frames of a stream; F = 1 + 4m on the first call, 4m on later ones. Advances ``cache``."""
         mean, std = self._scale(frames)
-        mu = self.mean(frames.to(self.conv1.weight.dtype), cache).float()
+        mu = self.mean(frames.to(self.conv1.weight.dtype), cache)
         if cache is not None:
             cache.commit()
         return ((mu - mean) / std).permute(0, 4, 1, 2, 3).contiguous()  # [B, z, T, h, w]

@@ -19,7 +19,7 @@ from training.train_vae import garden_vae, sample_clips
 
 
 @torch.no_grad()
-def latents_scale(vae: VAE, clips: int = 24, frames: int = 33) -> tuple[list[float], list[float]]:
+def latents_scale(vae: VAE, clips: int = 12, frames: int = 33) -> tuple[list[float], list[float]]:
     """Mean and standard deviation of each latent channel over random walks."""
     generator = torch.Generator().manual_seed(11)
     z = torch.cat([vae.mean(sample_clips(1, frames, generator, torch.device("cpu"))) for _ in range(clips)]).flatten(0, -2)

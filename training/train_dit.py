@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from engine import load_config
+from models.attention import MaskPlan
 from models.dit import DiT
 from models.flow import FlowSchedule
 from training.common import AveragedWeights, MixedOptimizer, TrainingRun, cosine_schedule
@@ -49,8 +50,12 @@ class TeacherForcing:
         self.timesteps = schedule.timesteps(STEPS).to(device)
         self.sigmas = schedule.sigma(self.timesteps).to(device)
         self.mask = teacher_forcing_mask(latents, device)
+        self.plan = MaskPlan.from_mask(self.mask)
         self.positions = torch.arange(latents).repeat(2)
-        self.forward = torch.compile(dit.forward_parallel) if compiled else dit.forward_parallel
+        self.forward = dit.forward_parallel
+        if compiled:  # layer by layer: two kinds of layer are two compilations, whatever the depth
+            for layer in dit.blocks:
+                layer.compile()
 
     def __call__(self, windows: Windows, level_weights: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Mean squared error of x0, and per noise level. First blocks of windows cut from the middle of a session do not count."""
@@ -65,7 +70,7 @@ class TeacherForcing:
         x = torch.cat([torch.cat([clean, condition], 1), torch.cat([noisy, condition], 1)], dim=2)  # [B, 36, 2T, h, w]
         timestep = torch.cat([torch.zeros_like(sigma[:, 0, :, 0, 0]), self.timesteps[per_latent]], dim=1)  # [B, 2T]
         with torch.autocast(self.device.type, torch.bfloat16):
-            out = self.forward(x, timestep, keyboard.repeat(1, 2, 1, 1), mouse.repeat(1, 2, 1, 1), self.positions, self.mask)
+            out = self.forward(x, timestep, keyboard.repeat(1, 2, 1, 1), mouse.repeat(1, 2, 1, 1), self.positions, self.mask, plan=self.plan)
         error = (out[:, :, self.latents :].float() - x0).square().mean((1, 3, 4))  # [B, T]
         error = error.view(batch, blocks, BLOCK).mean(-1)
         counts = torch.ones_like(error)
