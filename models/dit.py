@@ -99,9 +99,8 @@ class DiT(nn.Module):
         x [B, in_dim, n, h, w]; timestep [B, n] in 0..1000; keyboard [B, n, 12, keyboard_dim] and mouse [B, n, 12, 2], cut per
         latent -> [B, out_dim, n, h, w]. Raises ``ValueError`` where the cache cannot be continued at ``start`` (`DiTCache.open`).
         """
-        height, width = self._grid(x)
-        missing = self.img_emb is not None and cache.layers[0].image is None
-        if missing:
+        height, width = self._grid(x, mouse)
+        if self.img_emb is not None and cache.layers[0].image is None:
             raise ValueError("the cache has no image keys yet: call precompute_context once per session")
         block = cache.open(start, x.shape[2])
         positions = torch.arange(start, start + block.n)  # on the host: no position is ever read back
@@ -119,7 +118,7 @@ class DiT(nn.Module):
         bool, no row all False; visual_context [B, L, img_dim] where the model has image tokens -> [B, out_dim, T, h, w].
         With ``plan = MaskPlan.from_mask(mask)`` the unseen parts of the mask are skipped rather than masked: the same, faster.
         """
-        height, width = self._grid(x)
+        height, width = self._grid(x, mouse)
         places = height * width
         grid, time = self._rotaries(positions, height, width, x.device)
         per_query = mask.repeat_interleave(places, 0)  # [T x S, T]
@@ -142,7 +141,7 @@ class DiT(nn.Module):
         config, action, places = self.config, self.config.action, height * width
 
         def ring(heads: int, tokens: int, head_dim: int) -> KVRing:
-            return KVRing((batch, heads, config.local_attn_size, tokens, head_dim), device, dtype)
+            return KVRing.empty((batch, heads, config.local_attn_size, tokens, head_dim), device, dtype)
 
         def layer(acts: bool) -> LayerCache:
             return LayerCache(
@@ -166,9 +165,7 @@ class DiT(nn.Module):
     def _run(
         self, x: Tensor, timestep: Tensor, keyboard: Tensor, mouse: Tensor | None, grid: Rotary, time: Rotary, attends: list[Attend]
     ) -> Tensor:
-        if (mouse is None) != (self.config.action.mouse_dim == 0):
-            raise ValueError(f"this mode has {self.config.action.mouse_dim} mouse numbers a row, mouse must be given exactly if > 0")
-        height, width = self._grid(x)
+        height, width = self._grid(x, mouse)
         tokens = self._patchify(x)  # [B, T, S, dim]
         embedded = self.time_embedding(timestep_embedding(timestep, self.config.freq_dim).to(tokens.dtype))  # [B, T, dim]
         modulation = self.time_projection(embedded).unflatten(-1, (6, -1))  # [B, T, 6, dim]
@@ -176,8 +173,13 @@ class DiT(nn.Module):
             tokens = layer(tokens, modulation, keyboard, mouse, grid, time, attend)
         return self._unpatchify(self.head(tokens, embedded), height, width)
 
-    def _grid(self, x: Tensor) -> tuple[int, int]:
+    def _grid(self, x: Tensor, mouse: Tensor | None) -> tuple[int, int]:
+        """Height and width in tokens, after checking that the inputs are this model's."""
         _, down, right = self.config.patch_size
+        if x.shape[1] != self.config.in_dim:
+            raise ValueError(f"x has {x.shape[1]} channels, this model takes {self.config.in_dim}")
+        if (mouse is None) != (self.config.action.mouse_dim == 0):
+            raise ValueError(f"this mode has {self.config.action.mouse_dim} mouse numbers a row, mouse must be given exactly if > 0")
         if x.shape[3] % down or x.shape[4] % right:
             raise ValueError(f"latents of {x.shape[3]}x{x.shape[4]} do not divide into patches of {down}x{right}")
         return x.shape[3] // down, x.shape[4] // right

@@ -44,12 +44,19 @@ class Block:
         return [(a, b or self.window)] if a < (b or self.window) else [(0, b), (a, self.window)]
 
 
+@dataclass(frozen=True)
 class KVRing:
     """Keys and values of one attention: two buffers ``[B, heads, window, tokens of a latent, head_dim]``."""
 
-    def __init__(self, shape: tuple[int, int, int, int, int], device: torch.device | str, dtype: torch.dtype) -> None:
-        self.k = torch.zeros(shape, device=device, dtype=dtype)
-        self.v = torch.zeros(shape, device=device, dtype=dtype)
+    k: Tensor
+    v: Tensor
+
+    @classmethod
+    def empty(cls, shape: tuple[int, int, int, int, int], device: torch.device | str, dtype: torch.dtype) -> KVRing:
+        return cls(torch.zeros(shape, device=device, dtype=dtype), torch.zeros(shape, device=device, dtype=dtype))
+
+    def clone(self) -> KVRing:
+        return KVRing(self.k.clone(), self.v.clone())
 
     def attend(self, block: Block, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Write the block's k, v ``[B, heads, n x tokens, head_dim]`` into its slots, then let q see the window."""
@@ -82,6 +89,11 @@ class LayerCache:
         """The attentions of a pass over ``block``."""
         mouse, keyboard = (None if ring is None else partial(ring.attend, block) for ring in (self.mouse, self.keyboard))
         return Attend(partial(self.tokens.attend, block), mouse, keyboard, self.image)
+
+    def clone(self) -> LayerCache:
+        mouse, keyboard = (None if ring is None else ring.clone() for ring in (self.mouse, self.keyboard))
+        image = None if self.image is None else (self.image[0].clone(), self.image[1].clone())
+        return LayerCache(self.tokens.clone(), mouse, keyboard, image)
 
 
 class DiTCache:
@@ -149,21 +161,6 @@ class DiTCache:
 
     def clone(self) -> DiTCache:
         """An independent copy."""
-
-        def copy_ring(ring: KVRing | None) -> KVRing | None:
-            if ring is None:
-                return None
-            twin = KVRing.__new__(KVRing)
-            twin.k, twin.v = ring.k.clone(), ring.v.clone()
-            return twin
-
-        layers = [
-            LayerCache(
-                copy_ring(layer.tokens), copy_ring(layer.mouse), copy_ring(layer.keyboard),
-                None if layer.image is None else (layer.image[0].clone(), layer.image[1].clone()),
-            )
-            for layer in self.layers
-        ]  # fmt: skip
-        twin = DiTCache(layers, self.window)
+        twin = DiTCache([layer.clone() for layer in self.layers], self.window)
         twin.first, twin.written = self.first, self.written
         return twin

@@ -283,6 +283,9 @@ def test_inputs_that_do_not_fit_are_refused() -> None:
         dit(*given[:3], None, cache, 0)
     with pytest.raises(ValueError, match="5x6"):
         dit(torch.zeros(2, 6, 3, 5, 6), *given[1:], cache, 0)
+    with pytest.raises(ValueError, match="5 channels"):
+        dit(torch.zeros(2, 5, 3, 4, 6), *given[1:], cache, 0)
+    assert cache.written == 0  # a refused pass is not in the books
     with pytest.raises(ValueError, match="img_dim 0"):
         dit.precompute_context(torch.zeros(2, 5, 8), cache)
     with_image = DiT(WITH_IMAGE)

@@ -13,7 +13,7 @@ TOKENS, HEADS, HEAD_DIM = 2, 3, 4
 def empty(window: int, batch: int = 1) -> DiTCache:
     shape = (batch, HEADS, window, TOKENS, HEAD_DIM)
     mouse = (batch, HEADS * TOKENS, window, 1, HEAD_DIM)
-    return DiTCache([LayerCache(KVRing(shape, "cpu", torch.float32), KVRing(mouse, "cpu", torch.float32), None)], window)
+    return DiTCache([LayerCache(KVRing.empty(shape, "cpu", torch.float32), KVRing.empty(mouse, "cpu", torch.float32), None)], window)
 
 
 def stream(latents: int, batch: int = 1) -> tuple[Tensor, Tensor, Tensor]:
