@@ -40,7 +40,9 @@ class VAEConfig:
 
     def __post_init__(self) -> None:
         if len(self.temporal_downsample) != len(self.dim_mult) - 1:
-            raise ValueError(f"temporal_downsample needs {len(self.dim_mult) - 1} entries, one less than dim_mult; got {self.temporal_downsample}")
+            raise ValueError(
+                f"temporal_downsample needs {len(self.dim_mult) - 1} entries, one less than dim_mult; got {self.temporal_downsample}"
+            )
         for name in ("latents_mean", "latents_std"):
             if len(getattr(self, name)) != self.z_dim:
                 raise ValueError(f"{name} needs z_dim = {self.z_dim} numbers, got {len(getattr(self, name))}")

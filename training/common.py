@@ -126,7 +126,8 @@ class TrainingRun:
         with open(self.folder / "log.jsonl", "a") as log:
             log.write(json.dumps(line) + "\n")
         rate = self._count / (now - self._reported)
-        print(f"{100 * self.progress:5.1f}%  step {self.step:6d}  {rate:5.2f}/s  " + "  ".join(f"{k} {v:.4f}" for k, v in means.items()), flush=True)
+        numbers = "  ".join(f"{k} {v:.4f}" for k, v in means.items())
+        print(f"{100 * self.progress:5.1f}%  step {self.step:6d}  {rate:5.2f}/s  {numbers}", flush=True)
         self._sums, self._count, self._reported = {}, 0, now
         return True
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 
 
@@ -18,7 +20,7 @@ def motion(frames: np.ndarray) -> np.ndarray:
     height, width = grey.shape[1:]
     y, x = np.meshgrid(np.arange(height) - (height - 1) / 2, np.arange(width) - (width - 1) / 2, indexing="ij")
     found = []
-    for a, b in zip(grey[:-1], grey[1:], strict=True):
+    for a, b in pairwise(grey):
         mean = (a + b) / 2
         across, down, change = np.gradient(mean, axis=1), np.gradient(mean, axis=0), b - a
         columns = np.stack([across, down, across * x + down * y], axis=-1)[2:-2, 2:-2].reshape(-1, 3)

@@ -111,7 +111,7 @@ def sample_windows(clips: Clips, batch: int, blocks: int, generator: torch.Gener
     """Random windows of ``blocks`` blocks; about ``start_share`` of them begin where their session begins."""
     length = 3 * blocks
     pick = torch.randint(len(clips), (batch,), generator=generator)
-    offset = torch.randint(1, CLIP_BLOCKS - blocks + 1, (batch,), generator=generator) if blocks < CLIP_BLOCKS else torch.zeros(batch).long()
+    offset = torch.randint(1, max(2, CLIP_BLOCKS - blocks + 1), (batch,), generator=generator).clamp_max(CLIP_BLOCKS - blocks)
     offset[torch.rand(batch, generator=generator) < start_share] = 0
     return cut_windows(clips, pick, 3 * offset, length)
 

@@ -59,7 +59,8 @@ class TeacherForcing:
 
     def __call__(self, windows: Windows, level_weights: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Mean squared error of x0, and per noise level. First blocks of windows cut from the middle of a session do not count."""
-        x0, condition, keyboard, mouse = (v.to(self.device) for v in (windows.latents, windows.condition, windows.keyboard, windows.mouse))
+        given = (windows.latents, windows.condition, windows.keyboard, windows.mouse)
+        x0, condition, keyboard, mouse = (v.to(self.device) for v in given)
         batch, blocks = x0.shape[0], self.latents // BLOCK
         level = torch.multinomial(level_weights, batch * blocks, replacement=True).view(batch, blocks).to(self.device)
         per_latent = level.repeat_interleave(BLOCK, dim=1)  # [B, T]
@@ -70,7 +71,8 @@ class TeacherForcing:
         x = torch.cat([torch.cat([clean, condition], 1), torch.cat([noisy, condition], 1)], dim=2)  # [B, 36, 2T, h, w]
         timestep = torch.cat([torch.zeros_like(sigma[:, 0, :, 0, 0]), self.timesteps[per_latent]], dim=1)  # [B, 2T]
         with torch.autocast(self.device.type, torch.bfloat16):
-            out = self.forward(x, timestep, keyboard.repeat(1, 2, 1, 1), mouse.repeat(1, 2, 1, 1), self.positions, self.mask, plan=self.plan)
+            rows = (keyboard.repeat(1, 2, 1, 1), mouse.repeat(1, 2, 1, 1))  # both halves under the same actions
+            out = self.forward(x, timestep, *rows, self.positions, self.mask, plan=self.plan)
         error = (out[:, :, self.latents :].float() - x0).square().mean((1, 3, 4))  # [B, T]
         error = error.view(batch, blocks, BLOCK).mean(-1)
         counts = torch.ones_like(error)

@@ -138,7 +138,8 @@ def test_the_cache_does_not_grow(vae: VAE) -> None:
 
 def test_pixel_unshuffle_and_other_shapes() -> None:
     """The garden's kind of VAE: patches of two pixels, three levels, both of them halving time."""
-    config = VAEConfig(dim=8, z_dim=4, dim_mult=(1, 2, 3), temporal_downsample=(True, True), patch_size=2, latents_mean=(0,) * 4, latents_std=(1,) * 4)
+    scale = dict(latents_mean=(0,) * 4, latents_std=(1,) * 4)
+    config = VAEConfig(dim=8, z_dim=4, dim_mult=(1, 2, 3), temporal_downsample=(True, True), patch_size=2, **scale)
     assert (config.spatial_ratio, config.temporal_ratio) == (8, 4)
     vae = VAE(config).eval().requires_grad_(False)
     latents = vae.encode(torch.rand(1, 3, 9, 16, 32) * 2 - 1)
