@@ -18,12 +18,14 @@ from tiny_world import random_weights, write_tiny_world
 from engine import Action, World, WorldError, load_config
 from engine.picture import load_picture
 from engine.world import choose_dtype
+from models.checkpoint import build_empty
 from models.dit import DiT
 from models.errors import WeightError
 from models.vae import VAE
 from models.vision import VisionEncoder
 
 Weights = dict[str, torch.Tensor]
+MANIFEST = Path(__file__).parents[3] / "shared" / "reference" / "full_size_manifest.json"
 
 
 def refusal(world: object, kind: type = WorldError, **options: object) -> str:
@@ -64,6 +66,20 @@ def test_published_worlds_say_where_their_weights_are(name: str, tmp_path: Path)
     )
     message = refusal(name, WeightError, weights=tmp_path)
     assert f"in {tmp_path}; the world {name} needs" in message and "Wan2.1_VAE.pth" in message
+
+
+@pytest.mark.skipif(not MANIFEST.is_file(), reason="no recordings")
+@pytest.mark.parametrize("name", ["universal", "gta_drive", "templerun"])
+def test_published_worlds_ask_for_exactly_the_published_tensors(name: str) -> None:
+    config, manifest = load_config(name), json.loads(MANIFEST.read_text())
+    parts = [
+        (DiT, config.model, name, "model."),
+        (VAE, config.vae, "Wan2.1_VAE.pth", ""),
+        (VisionEncoder, config.vision, "clip_visual", "visual."),
+    ]
+    for kind, sizes, published, prefix in parts:
+        shapes = {key: list(tensor.shape) for key, tensor in build_empty(kind, sizes).state_dict().items()}
+        assert shapes == {key.removeprefix(prefix): shape for key, shape in manifest[published].items()}
 
 
 def test_weights_folder(tiny_yaml: Path, tmp_path: Path) -> None:
