@@ -1,15 +1,11 @@
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parents[1]))  # for tiny_world
-
-from tiny_world import write_tiny_world
-
 from engine import World
+from tests.tiny_world import write_tiny_world
 
 
 @pytest.fixture(scope="session")

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 import yaml
-from tiny_world import SETTINGS
 
 from engine import WorldError, list_worlds, load_config
 from models.dit import DiTConfig
 from models.vae import VAEConfig
 from models.vision import VisionConfig
+from tests.tiny_world import SETTINGS
 
 BUNDLED = ("garden", "gta_drive", "templerun", "universal")
 
@@ -124,6 +124,7 @@ def test_wrong_settings_are_named(tmp_path: Path, edit: Any, message: str) -> No
         "", "just text", "[1, 2]", "a: [", "\t", "a: b: c", "!!python/object:os.system {}", "? [x]\n: 1", "3: 4", "null: 1",
         "fps: &x [*x]", "x: " + "[" * 5000, "a: 2001-13-45", "{}", "\ufeff{", "fps: 0x" + "f" * 5000,
     ],
+    ids=range(16),
 )  # fmt: skip
 def test_what_is_no_world_at_all(tmp_path: Path, text: str) -> None:
     refusal(write(tmp_path, text=text))

@@ -1,120 +1,112 @@
-"""Whole rollouts of the published code, through the ring, the sampler and the VAE (`shared/reference`; skipped without it)."""
+"""Whole rollouts of the published code through the ring, the sampler and the stream decoder, as a session plays them."""
 
 from __future__ import annotations
 
-import json
-from dataclasses import replace
-from pathlib import Path
+from collections.abc import Callable
 
 import pytest
 import torch
-from safetensors import safe_open
 from torch import Tensor
 
 from engine.clock import BlockClock
-from engine.conditioning import ConditionRing, Rows, StartCondition
+from engine.conditioning import ConditionRing, Rows, StartCondition, encode_start
 from engine.sampler import BlockSampler
 from models.checkpoint import build_empty
-from models.dit import DiT, DiTConfig
 from models.flow import x0_from_velocity
-from models.kv_cache import DiTCache
 from models.vae import VAE, VAEConfig
+from tests.conftest import Recording, relative_error
+from tests.models.dit_recordings import build, start_cache
 
-FOLDER = Path(__file__).parents[3] / "shared" / "reference"
-ROLLOUTS = ("universal_local6", "gta_drive_local4")
+Read = Callable[[str], Recording]
 
 
-class Recording:
-    """A file of `shared/reference`, ready to be played: its tensors, and a DiT, cache, ring and sampler of its sizes."""
+class Playback:
+    """A recording played by the engine's parts. It is its own noise source: the recorded noise."""
 
-    def __init__(self, name: str) -> None:
-        path = FOLDER / f"{name}.safetensors"
-        if not path.is_file():
-            pytest.skip(f"no recording {path}")
-        with safe_open(path, "pt") as file:
-            self.tensors = {key: file.get_tensor(key).float() for key in file.keys()}  # noqa: SIM118 - not a mapping
-            c = json.loads(file.metadata()["config"])
-        defaults = DiTConfig.from_name(c["mode"])
-        heads, hidden, keyboard_hidden = c["action_heads"], 64 * c["action_heads"], c["action_hidden_size"]
-        blocks = tuple(c["action_blocks"])
-        action = replace(defaults.action, blocks=blocks, heads=heads, hidden=hidden, keyboard_hidden=keyboard_hidden)
-        sizes = {key: c[key] for key in ("dim", "ffn_dim", "num_heads", "num_layers", "local_attn_size")}
-        self.config = replace(defaults, **sizes, action=action)
-        self.dit = build_empty(DiT, self.config)
-        self.dit.load_state_dict(self.part("w.model."), assign=True)
-        self.cache: DiTCache = self.dit.new_cache(1, 4, 6)
-        self.dit.precompute_context(self["in.visual_context"], self.cache)
-        self.ring = ConditionRing(self.config.action)
-        self.sampler = BlockSampler(self.dit, c["denoising_step_list"], c.get("timestep_shift", 5.0))
-        self.given = self.tensors["in.initial_latent"].shape[2] // 3 if "in.initial_latent" in self.tensors else 0  # blocks
-        concat = self["in.cond_concat"]
-        self.start = StartCondition(concat[:, 4:])
-        torch.testing.assert_close(self.start.channels, concat, rtol=0, atol=0)  # the mask is the recorded one
-
-    def __getitem__(self, key: str) -> Tensor:
-        return self.tensors[key]
-
-    def part(self, prefix: str) -> dict[str, Tensor]:
-        return {key.removeprefix(prefix): tensor for key, tensor in self.tensors.items() if key.startswith(prefix)}
+    def __init__(self, recording: Recording) -> None:
+        self.r = recording
+        dit = build(recording)
+        self.cache = start_cache(dit, recording)
+        self.ring = ConditionRing(dit.config.action)
+        self.sampler = BlockSampler(dit, recording.config["denoising_step_list"], recording.config.get("timestep_shift", 5.0))
+        given = recording.tensors.get("in.initial_latent")
+        self.given = 0 if given is None else given.shape[2] // 3  # blocks of a clip
+        self.start = StartCondition(recording["in.cond_concat"][:, 4:])
+        self.clock = BlockClock()
 
     def noise(self, clock: BlockClock, step: int, shape: tuple[int, ...]) -> Tensor:
-        """The recorded noise; with a clip in front, it is counted from the first generated block."""
         block = clock.block - self.given
         if step == 0:
-            return self["in.noise"][:, :, 3 * block : 3 * block + 3]
-        return self["in.renoise"][block, step - 1].transpose(0, 1)[None]
+            return self.r["in.noise"][:, :, 3 * block : 3 * block + 3]
+        return self.r["in.renoise"][block, step - 1].transpose(0, 1)[None]
+
+    def recorded_rows(self, side: str) -> Rows:
+        frames = slice(self.clock.frames.start, self.clock.frames.stop)
+        return Rows(self.r[f"{side}.keyboard_cond"][0, frames], self.r[f"{side}.mouse_cond"][0, frames])
+
+    def block(self, rows: Rows, given: Tensor | None = None) -> list[Tensor]:
+        """x0 of every pass, the clean one last; ``given`` latents are only committed. Advances everything."""
+        windows = self.ring.windows(self.clock, rows)
+        condition = self.start.block(self.clock)
+        steps = [given] if given is not None else list(self.sampler.denoise(self.clock, self.cache, condition, windows, self))
+        output = self.sampler.commit(self.clock, self.cache, condition, windows, steps[-1])
+        clean = x0_from_velocity(steps[-1], output, self.sampler.schedule.sigma(0.0))  # smallest sigma, as recorded
+        self.ring.commit(self.clock, rows)
+        self.clock = self.clock.next()
+        return [*steps, clean]
 
 
-def error(ours: Tensor, theirs: Tensor) -> float:
-    return float((ours.double() - theirs.double()).norm() / theirs.double().norm())
-
-
-@pytest.mark.parametrize("name", ROLLOUTS)
+@pytest.mark.parametrize("name", ["universal_local6", "gta_drive_local4"])
 @torch.inference_mode()
-def test_whole_rollout(name: str) -> None:
-    r = Recording(name)
-    clock, latents = BlockClock(), []
-    keyboard_rows, mouse_rows = [], []
+def test_whole_rollout(recording: Read, name: str) -> None:
+    r = recording(name)
+    playback, latents, rows = Playback(r), [], []
+    torch.testing.assert_close(playback.start.channels, r["in.cond_concat"], rtol=0, atol=0)  # our mask is the recorded one
     for block in range(6):
-        rows = r.ring.hold(clock, r["in.keyboard_per_block"][block].numpy(), r["in.mouse_per_block"][block].numpy())
-        windows, condition = r.ring.windows(clock, rows), r.start.block(clock)
-        steps = list(r.sampler.denoise(clock, r.cache, condition, windows, r))
-        output = r.sampler.commit(clock, r.cache, condition, windows, steps[-1])
-        clean = x0_from_velocity(steps[-1], output, r.sampler.schedule.sigma(0.0))  # smallest sigma, as recorded
-        for step, ours in enumerate([*steps, clean]):
-            assert error(ours, r["out.x0_steps"][block, step]) < 1e-4, (block, step)
-        torch.testing.assert_close(torch.tensor([*r.sampler.timesteps, 0.0]), r["out.timesteps"][block], rtol=1e-6, atol=0)
-        r.ring.commit(clock, rows)
-        keyboard_rows.append(rows.keyboard), mouse_rows.append(rows.mouse)
-        latents.append(steps[-1])
-        clock = clock.next()
-    assert error(torch.cat(latents, 2), r["out.latents"]) < 1e-4
-    torch.testing.assert_close(torch.cat(keyboard_rows)[None], r["out.keyboard_cond"], rtol=0, atol=0)
-    torch.testing.assert_close(torch.cat(mouse_rows)[None], r["out.mouse_cond"], rtol=0, atol=0)
+        held = playback.ring.hold(playback.clock, r["in.keyboard_per_block"][block].numpy(), r["in.mouse_per_block"][block].numpy())
+        passes = playback.block(held)
+        for step, x0 in enumerate(passes):
+            assert relative_error(x0, r["out.x0_steps"][block, step]) < 1e-4, (block, step)
+        torch.testing.assert_close(torch.tensor([*playback.sampler.timesteps, 0.0]), r["out.timesteps"][block], rtol=1e-6, atol=0)
+        latents.append(passes[-2])
+        rows.append(held)
+    assert relative_error(torch.cat(latents, 2), r["out.latents"]) < 1e-4
+    assert torch.equal(torch.cat([part.keyboard for part in rows])[None], r["out.keyboard_cond"])
+    assert torch.equal(torch.cat([part.mouse for part in rows])[None], r["out.mouse_cond"])
 
     vae = build_empty(VAE, VAEConfig(dim=8))
     vae.load_state_dict(r.part("vae."), assign=True, strict=False)  # the decoder alone was recorded
     memory = vae.new_decoder_cache()
-    for block, block_latents in enumerate(latents):
-        video = vae.decode_block(block_latents, memory).transpose(1, 2)  # [1, F, 3, H, W]
-        assert error(video, r[f"out.video_block_{block}"]) < 1e-4, block
+    for block, x0 in enumerate(latents):
+        video = vae.decode_block(x0, memory).transpose(1, 2)  # [1, F, 3, H, W]
+        assert relative_error(video, r[f"out.video_block_{block}"]) < 1e-4, block
 
 
 @torch.inference_mode()
-def test_prefill_from_a_clip() -> None:
+def test_prefill_from_a_clip(recording: Read) -> None:
     """Two given blocks pass block by block at timestep 0, with a different action in every row; then three are played."""
-    r = Recording("prefill_local6")
-    clock, latents = BlockClock(), []
+    r = recording("prefill_local6")
+    playback, latents = Playback(r), []
     for block in range(5):
-        frames = slice(clock.frames.start, clock.frames.stop)
-        rows = Rows(r["in.keyboard_cond"][0, frames], r["in.mouse_cond"][0, frames])
-        windows, condition = r.ring.windows(clock, rows), r.start.block(clock)
-        if block < r.given:
-            x0 = r["in.initial_latent"][:, :, clock.latents.start : clock.latents.stop]
-        else:
-            *_, x0 = r.sampler.denoise(clock, r.cache, condition, windows, r)
-        r.sampler.commit(clock, r.cache, condition, windows, x0)
-        r.ring.commit(clock, rows)
-        latents.append(x0)
-        clock = clock.next()
-    assert error(torch.cat(latents, 2), r["out.latents"]) < 1e-4
+        own = playback.clock.latents
+        given = r["in.initial_latent"][:, :, own.start : own.stop] if block < playback.given else None
+        latents.append(playback.block(playback.recorded_rows("in"), given)[-2])
+    assert relative_error(torch.cat(latents, 2), r["out.latents"]) < 1e-4
+
+
+@torch.inference_mode()
+def test_rollout_that_travels_with_the_project(fixture_recording: Read) -> None:
+    r = fixture_recording("dit_small")
+    playback = Playback(r)
+    playback.start.channels = r["in.cond_concat"]  # random, the mask too
+    for block in range(3):
+        for step, x0 in enumerate(playback.block(playback.recorded_rows("out"))):
+            assert relative_error(x0, r["out.x0_steps"][block, step]) < 1e-4, (block, step)
+
+
+@torch.inference_mode()
+def test_picture_and_zeros_against_the_recording(fixture_recording: Read) -> None:
+    r = fixture_recording("vae_dim8")
+    vae = build_empty(VAE, VAEConfig(dim=8))
+    vae.load_state_dict(r.part("vae."), assign=True)
+    assert relative_error(encode_start(vae, r["in.image"], 16), r["out.image_zeros_latent"]) < 1e-5

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny_world import write_tiny_world
 
 from engine import Action, Session, World, WorldError
 from engine.clock import BlockClock
 from engine.sampler import SeededNoise
+from tests.tiny_world import write_tiny_world
 
 WALK = [Action(frozenset(keys)) for keys in ("w", "wl", "", "j", "ai", "sk")]
 
