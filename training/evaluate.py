@@ -194,6 +194,16 @@ def compare_sheet(world: World, path: Path, count: int = 5) -> None:
     contact_sheet(np.concatenate(rows), len(rows[0]), path)
 
 
+def film(world: World, path: Path, script: str = "wwwllwwwwjjjwwwdlllwww", zoom: int = 3) -> None:
+    """An animated GIF of a walk, at the world's rate, one key a block."""
+    from PIL import Image
+
+    session = world.session(seed=3)
+    frames = np.concatenate([session.step(Action(frozenset(key))) for key in script])[::2]
+    pictures = [Image.fromarray(f).resize((f.shape[1] * zoom, f.shape[0] * zoom), Image.Resampling.BICUBIC) for f in frames]
+    pictures[0].save(path, save_all=True, append_images=pictures[1:], duration=round(2000 / FPS), loop=0)
+
+
 def fast(world: World, blocks: int = 40) -> dict:
     """Frames a second of model and decoder together, after four blocks of warm-up, as a multiple of the native rate."""
     session = world.session(seed=0)
@@ -216,9 +226,10 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--starts", type=int, default=32)
     parser.add_argument("--minutes", type=float, default=10, help="length of the stability walk")
-    parser.add_argument("--only", choices=("faithful", "obedient", "stable", "fast", "sheet"), action="append")
+    parser.add_argument("--only", choices=("fast", "faithful", "obedient", "stable", "none"), action="append")
     parser.add_argument("--sheet", type=Path, help="contact sheet of the stability walk")
     parser.add_argument("--compare-sheet", type=Path, help="contact sheet of walks, simulator above world")
+    parser.add_argument("--film", type=Path, help="animated GIF of a walk")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     world = World.load(args.world, weights=args.weights, device=args.device)
@@ -239,6 +250,8 @@ def main() -> None:
             print(f"  {key:24s} {value}", flush=True)
     if args.compare_sheet:
         compare_sheet(world, args.compare_sheet)
+    if args.film:
+        film(world, args.film)
     if args.json:
         args.json.write_text(json.dumps(result, indent=1))
 

@@ -1,0 +1,140 @@
+"""The trainers show the model what play shows it: the same rows, the same channels, the same view of the past."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from engine import load_config
+from engine.clock import BlockClock
+from engine.conditioning import ConditionRing, Rows, StartCondition
+from models.dit import DiT
+from training.common import AveragedWeights, MixedOptimizer, TrainingRun, cosine_schedule
+from training.finetune import Rollout
+from training.flow_sign import motion
+from training.latents import CLIP_FRAMES, CLIP_LATENTS, CONDITION_LATENTS, Clips, condition_rows, cut_windows, sample_windows
+from training.simulator import Pose, random_poses, render, step
+from training.train_dit import BLOCK, TeacherForcing, teacher_forcing_mask
+
+
+def small_dit() -> DiT:
+    torch.manual_seed(0)
+    config = load_config("garden").model
+    config = replace(config, dim=48, num_heads=2, ffn_dim=64, num_layers=2, action=replace(config.action, blocks=(0,), hidden=16, heads=2))
+    dit = DiT(config)
+    torch.nn.init.normal_(dit.head.head.weight, std=0.1)  # a fresh head is silent
+    return dit
+
+
+def random_clips(count: int = 3) -> Clips:
+    generator = torch.Generator().manual_seed(1)
+    return Clips(
+        latents=torch.randn(count, 16, CLIP_LATENTS, 4, 6, generator=generator),
+        condition=torch.randn(count, 16, CONDITION_LATENTS, 4, 6, generator=generator),
+        keyboard=torch.randint(0, 2, (count, CLIP_FRAMES - 1, 4), generator=generator).float(),
+        mouse=torch.randn(count, CLIP_FRAMES - 1, 2, generator=generator),
+        settled=torch.randn(16, 4, 6, generator=generator),
+    )
+
+
+def test_condition_rows_are_the_engines() -> None:
+    clips = random_clips(1)
+    ring = ConditionRing(load_config("garden").model.action)
+    cut = condition_rows(clips.keyboard, torch.tensor([0]), CLIP_LATENTS)
+    clock = BlockClock()
+    for block in range(5):
+        rows = Rows(*(v[0, clock.frames.start : clock.frames.stop] for v in (clips.keyboard, clips.mouse)))
+        assert torch.equal(ring.windows(clock, rows).keyboard[0], cut[0, 3 * block : 3 * block + 3])
+        ring.commit(clock, rows)
+        clock = clock.next()
+
+
+def test_windows_carry_the_engines_channels() -> None:
+    clips = random_clips()
+    windows = cut_windows(clips, torch.tensor([2]), torch.tensor([0]), 6)
+    encoded = torch.cat([clips.condition[2], clips.settled[:, None].expand(-1, 15, -1, -1)], dim=1)[None]
+    start = StartCondition(encoded)
+    assert torch.equal(windows.condition[:, :, :3], start.block(BlockClock()))
+    assert torch.equal(windows.condition[:, :, 3:], start.block(BlockClock().next()))
+    later = cut_windows(clips, torch.tensor([2]), torch.tensor([15]), 6)
+    assert not later.from_start.any() and windows.from_start.all()
+    assert torch.equal(later.condition[0, 4:, 0], clips.settled) and not later.condition[:, :4].any()
+    assert torch.equal(later.latents[0], clips.latents[2, :, 15:21])
+
+
+def test_teacher_forcing_sees_what_play_sees() -> None:
+    """Every block of the noisy half equals denoising that block beside committed clean ones."""
+    dit, windows, latents = small_dit().eval(), sample_windows(random_clips(), 2, 3, torch.Generator().manual_seed(2)), 9
+    noisy = torch.randn_like(windows.latents)
+    x = torch.cat([torch.cat([part, windows.condition], 1) for part in (windows.latents, noisy)], dim=2)
+    timestep = torch.cat([torch.zeros(2, latents), torch.full((2, latents), 908.84)], dim=1)
+    rows = [v.repeat(1, 2, 1, 1) for v in (windows.keyboard, windows.mouse)]
+    mask = teacher_forcing_mask(latents, torch.device("cpu"))
+    with torch.no_grad():
+        together = dit.forward_parallel(x, timestep, *rows, torch.arange(latents).repeat(2), mask)[:, :, latents:]
+        cache = dit.new_cache(2, 2, 3)
+        for start in range(0, latents, BLOCK):
+            own = slice(start, start + BLOCK)
+            actions = (windows.keyboard[:, own], windows.mouse[:, own])
+            for given, t in ((noisy, 908.84), (windows.latents, 0.0)):  # denoise, then commit
+                inputs = torch.cat([given[:, :, own], windows.condition[:, :, own]], dim=1)
+                out = dit(inputs, torch.full((2, BLOCK), t), *actions, cache, start)
+                if t:
+                    torch.testing.assert_close(out, together[:, :, own], rtol=1e-4, atol=1e-5)
+
+
+def test_a_few_steps_learn_and_a_rollout_has_gradients() -> None:
+    dit, clips = small_dit(), random_clips()
+    forcing = TeacherForcing(dit, 6, torch.device("cpu"), 0.1, compiled=False)
+    optimizer = MixedOptimizer(dit, 3e-3, 3e-3, adamw=("head.head",))
+    losses = []
+    for _ in range(12):
+        loss, _ = forcing(cut_windows(clips, torch.tensor([0]), torch.tensor([0]), 6), torch.tensor([0.5, 0.25, 0.25]))
+        loss.backward()
+        optimizer.step(1.0)
+        losses.append(loss.item())
+    assert losses[-1] < losses[0]
+    report = Rollout(dit, torch.device("cpu"))(cut_windows(clips, torch.tensor([0, 1]), torch.tensor([3, 3]), 18), blocks=6, given=1)
+    assert np.isfinite(report["last"])
+    assert all(p.grad is not None for p in dit.blocks.parameters() if p.requires_grad)
+
+
+def test_a_run_goes_on_where_it_stopped(tmp_path: object) -> None:
+    run = TrainingRun(tmp_path / "run", minutes=1)
+    run.tick({"loss": 1.0})
+    run.save({"model": {"a": torch.ones(2)}})
+    again = TrainingRun(tmp_path / "run", minutes=1)
+    assert torch.equal(again.resume()["model"]["a"], torch.ones(2)) and again.step == 1 and again.seconds == pytest.approx(run.seconds)
+    assert TrainingRun(tmp_path / "new", minutes=1).resume() is None
+    assert 0 < cosine_schedule(0.0) < cosine_schedule(0.3) == 1 > cosine_schedule(0.9) > cosine_schedule(1.0) > 0
+
+
+def test_averaged_weights_follow() -> None:
+    model = torch.nn.Linear(2, 2)
+    averaged = AveragedWeights(model, 0.9)
+    with torch.no_grad():
+        model.weight.fill_(1.0)
+    for i in range(200):
+        averaged.update(model, i)
+    torch.testing.assert_close(averaged.weights["weight"], torch.ones(2, 2))
+
+
+@pytest.mark.parametrize(
+    ("keyboard", "mouse", "axis", "sign"),
+    [((0, 0, 0, 0), (0, 0.1), 0, -1), ((0, 0, 0, 0), (0, -0.1), 0, 1), ((0, 0, 0, 0), (0.1, 0), 1, 1), ((1, 0, 0, 0), (0, 0), 2, 1),
+     ((0, 1, 0, 0), (0, 0), 2, -1), ((0, 0, 1, 0), (0, 0), 0, 1), ((0, 0, 0, 1), (0, 0), 0, -1)],
+)  # fmt: skip
+def test_measured_motion_has_the_simulators_sign(keyboard: tuple, mouse: tuple, axis: int, sign: int) -> None:
+    """Turning right moves the picture left, walking forward makes it grow, and so on, from most places."""
+    poses = random_poses(12, torch.Generator().manual_seed(5))
+    pose = Pose(poses.x, poses.y, poses.yaw, poses.pitch * 0)
+    frames = [render(pose)]
+    for _ in range(6):
+        pose = step(pose, torch.tensor([keyboard] * 12).float(), torch.tensor([mouse] * 12).float())
+        frames.append(render(pose))
+    walks = torch.stack(frames, dim=1).permute(0, 1, 3, 4, 2).numpy()
+    found = np.array([motion(walk)[:, axis].mean() for walk in walks])
+    assert (np.sign(found) == sign).mean() >= 0.75
