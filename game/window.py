@@ -107,11 +107,8 @@ class Window:
         """Take the mouse for looking around, or give it back."""
         if captured != self.captured:
             self.captured = captured
-            pygame.mouse.set_visible(not captured)
-            pygame.event.set_grab(captured)
-            pygame.mouse.set_relative_mode(captured)
-            pygame.mouse.get_rel()
-            pygame.event.clear(pygame.MOUSEMOTION)
+            pygame.mouse.set_relative_mode(captured)  # hides the pointer and keeps it here
+            pygame.event.clear(pygame.MOUSEMOTION)  # on the way there it jumped
 
     def toggle_fullscreen(self) -> None:
         if not self.fullscreen:
