@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 
@@ -70,6 +71,13 @@ class AveragedWeights:
     def copy_to(self, model: nn.Module) -> None:
         for name, p in model.named_parameters():
             p.copy_(self.weights[name])
+
+
+def starting_weights(path: Path) -> dict[str, Tensor]:
+    """Weights to begin from: a run's folder or its `last.pt` (the averaged ones), or exported safetensors."""
+    if path.suffix == ".safetensors":
+        return {name: tensor.float() for name, tensor in load_file(path).items()}
+    return torch.load(path / "last.pt" if path.is_dir() else path, weights_only=True, map_location="cpu")["averaged"]
 
 
 def cosine_schedule(progress: float, warmup: float = 0.02, floor: float = 0.02) -> float:

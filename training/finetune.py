@@ -17,7 +17,7 @@ from torch import Tensor
 
 from models.dit import DiT
 from models.flow import FlowSchedule, add_noise
-from training.common import AveragedWeights, MixedOptimizer, TrainingRun, cosine_schedule
+from training.common import AveragedWeights, MixedOptimizer, TrainingRun, cosine_schedule, starting_weights
 from training.latents import CLIP_BLOCKS, ClipMaker, Clips, Windows, cut_windows
 from training.train_dit import BLOCK, STEPS, garden_dit
 from training.train_vae import load_garden_vae
@@ -71,12 +71,13 @@ class Rollout:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--vae", type=Path, required=True)
-    parser.add_argument("--start-from", type=Path, required=True, help="folder of a train_dit or finetune run (last.pt, clips.safetensors)")
+    parser.add_argument("--start-from", type=Path, required=True, help="a run's folder (its clips serve too), or exported safetensors")
     parser.add_argument("--out", type=Path, default=Path("runs/tuned"))
     parser.add_argument("--minutes", type=float, default=25)
     parser.add_argument("--batch", type=int, default=12)
     parser.add_argument("--lr", type=float, default=6e-4)
     parser.add_argument("--first-horizon", type=int, default=2)
+    parser.add_argument("--first-clips", type=int, default=60, help="clips encoded before the first step")
     parser.add_argument("--grow-every", type=int, default=4)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args()
@@ -87,7 +88,7 @@ def main() -> None:
     generator = torch.Generator().manual_seed(7000 + run.step)
     dit = garden_dit().to(device)
     if state is None:
-        dit.load_state_dict(torch.load(args.start_from / "last.pt", weights_only=True, map_location=device)["averaged"], strict=False)
+        dit.load_state_dict(starting_weights(args.start_from), strict=False)
     else:
         dit.load_state_dict(state["model"])
     optimizer = MixedOptimizer(dit, args.lr, args.lr / 2, adamw=("head.head", "patch_embedding", "modulation", "keyboard_embed", "time_"))
@@ -95,8 +96,11 @@ def main() -> None:
     if state is not None:
         optimizer.load_state_dict(state["optimizer"])
         averaged.weights = {k: v.to(device) for k, v in state["averaged"].items()}
-    clips = Clips.load(args.out / "clips.safetensors" if state is not None else args.start_from / "clips.safetensors")
     maker = ClipMaker(load_garden_vae(args.vae).to(device), 8000 + run.step, device)
+    stored = (args.out if state is not None else args.start_from) / "clips.safetensors"
+    clips = Clips.load(stored) if stored.is_file() else maker.make(2)
+    while len(clips) < args.first_clips:
+        clips = clips.append(maker.make(2))
     rollout = Rollout(dit, device)
     run.exclude_pause()
 

@@ -19,7 +19,7 @@ from engine import load_config
 from models.attention import MaskPlan
 from models.dit import DiT
 from models.flow import FlowSchedule
-from training.common import AveragedWeights, MixedOptimizer, TrainingRun, cosine_schedule
+from training.common import AveragedWeights, MixedOptimizer, TrainingRun, cosine_schedule, starting_weights
 from training.latents import ClipMaker, Clips, Windows, sample_windows
 from training.train_vae import load_garden_vae
 
@@ -98,7 +98,7 @@ def main() -> None:
     parser.add_argument("--most-clips", type=int, default=20000)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--no-compile", action="store_true")
-    parser.add_argument("--start-from", type=Path, help="averaged weights of another run's last.pt")
+    parser.add_argument("--start-from", type=Path, help="a run's folder, its last.pt, or exported safetensors")
     args = parser.parse_args()
     device = torch.device(args.device)
     run = TrainingRun(args.out, args.minutes)
@@ -109,7 +109,7 @@ def main() -> None:
     optimizer = MixedOptimizer(dit, args.lr, args.lr / 2, adamw=("head.head", "patch_embedding", "modulation", "keyboard_embed", "time_"))
     averaged = AveragedWeights(dit, 0.998)
     if state is None and args.start_from:
-        dit.load_state_dict(torch.load(args.start_from, weights_only=True, map_location=device)["averaged"])
+        dit.load_state_dict(starting_weights(args.start_from), strict=False)
     if state is not None:
         dit.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from engine import load_config
 from models.vae import VAE
-from training.common import AveragedWeights, MixedOptimizer, TrainingRun, cosine_schedule
+from training.common import AveragedWeights, MixedOptimizer, TrainingRun, cosine_schedule, starting_weights
 from training.simulator import random_actions, random_poses, rollout
 
 
@@ -93,7 +93,7 @@ def main() -> None:
     parser.add_argument("--noise", type=float, default=0.1)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--decoder-only", action="store_true")
-    parser.add_argument("--start-from", type=Path, help="averaged weights of another run's last.pt")
+    parser.add_argument("--start-from", type=Path, help="a run's folder, its last.pt, or exported safetensors")
     parser.add_argument("--no-compile", action="store_true")
     args = parser.parse_args()
     device = torch.device(args.device)
@@ -103,7 +103,7 @@ def main() -> None:
     generator = torch.Generator().manual_seed(2000 + run.step)
     vae = garden_vae().to(device)
     if state is None and args.start_from:
-        vae.load_state_dict(torch.load(args.start_from, weights_only=True, map_location=device)["averaged"], strict=False)
+        vae.load_state_dict(starting_weights(args.start_from))
     if args.decoder_only:
         vae.encoder.requires_grad_(False)
         vae.conv1.requires_grad_(False)
