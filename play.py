@@ -1,8 +1,6 @@
 """The front door: `python play.py --help`."""
 
-import sys
-
-from game.cli import main
+from game.cli import console
 
 if __name__ == "__main__":
-    sys.exit(main())
+    console()

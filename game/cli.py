@@ -11,6 +11,7 @@ import importlib
 import json
 import os
 import sys
+import threading
 import traceback
 from collections.abc import Sequence
 from importlib import resources
@@ -36,6 +37,16 @@ class UsageError(Exception):
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{message} (--help lists the options)")
+
+
+def console() -> NoReturn:
+    """The command `reverie`. A thread still deep in the model or in an import is not waited for."""
+    status = main()
+    if any(thread.name.startswith("reverie-") and thread.daemon for thread in threading.enumerate()):
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)  # Python's own end would pull the ground from under that thread: it can crash
+    sys.exit(status)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -296,7 +307,3 @@ class _ConsoleProgress:
         elif what != self._told:
             self._told = what
             print(f"loading {self._name}: {what}", file=sys.stderr, flush=True)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

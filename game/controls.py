@@ -70,7 +70,7 @@ class Controls:
                 self._mouse = (self._mouse[0] - down, self._mouse[1] + right)
                 self._touch()
 
-    def set_stick(self, x: float, y: float, looks: bool) -> None:
+    def set_stick(self, x: float, y: float, looks: bool, source: str = "stick") -> None:
         """Position of a pad's stick, each axis in [-1, 1], + is right and down. One stick moves, the other ``looks``."""
         if looks:
             pitch, yaw = (0.0 if abs(axis) < STICK_DEAD else _clamp(axis) for axis in (-y, x))
@@ -82,9 +82,9 @@ class Controls:
         for direction, amount in {"up": -y, "down": y, "left": -x, "right": x}.items():
             key = STICK_KEYS[direction]
             if amount > STICK_PRESSED:
-                self.press(key, source="stick")
+                self.press(key, source)
             elif amount < STICK_RELEASED:
-                self.release(key, source="stick")
+                self.release(key, source)
 
     def release_all(self) -> None:
         """Let go of everything, taps and mouse movement not yet taken included: the window has lost the focus."""

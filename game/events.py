@@ -98,7 +98,7 @@ class EventReader:
             case pygame.JOYAXISMOTION:
                 self._stick(event)
             case pygame.JOYHATMOTION:
-                self.controls.set_stick(event.value[0], -event.value[1], looks=False)
+                self.controls.set_stick(event.value[0], -event.value[1], looks=False, source="hat")
             case kind if kind in _WINDOW:
                 if kind == pygame.WINDOWFOCUSLOST:
                     self.controls.release_all()

@@ -42,8 +42,6 @@ class Game:
     ) -> None:
         self.window, self.config, self.limit = window, config, limit
         self.controls = Controls(config.actions)
-        self.world: WorldThread
-        self.presenter: Presenter
         self._script = script
         self._sinks = list(sinks)
         self._sinks_opened: list[Background] = []
@@ -84,9 +82,12 @@ class Game:
             self.window.draw(self._draw_overlays)
         if self.limit is not None and self.presenter.ended(now, self.limit):
             self._over = True
-        due = self.presenter.next_due
-        rest = POLL_SECONDS if due is None else min(POLL_SECONDS, due - time.perf_counter())
-        time.sleep(max(0.0005, rest))
+        self._rest(self.presenter.next_due)
+
+    def _rest(self, due: float | None) -> None:
+        """Sleep until there is something to do; what is overdue does not come sooner by asking more often."""
+        seconds = 0.0 if due is None else due - time.perf_counter()
+        time.sleep(seconds if 0 < seconds < POLL_SECONDS else POLL_SECONDS)
 
     # ---- between the threads
 

@@ -63,7 +63,14 @@ class Background:
         self._thread = threading.Thread(target=self._run, name=f"reverie-{type(sink).__name__}", daemon=True)
 
     def open(self, config: WorldConfig) -> None:
-        self.sink.open(config)
+        """Open the sink behind; a failure counts like one of `write`."""
+        try:
+            self.sink.open(config)
+        except SinkError as error:
+            self.error = error
+            if self.wait:
+                raise
+            return
         self._thread.start()
 
     def write(self, block: Block) -> None:

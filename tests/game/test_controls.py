@@ -104,6 +104,9 @@ def test_sticks_press_keys_with_hysteresis_and_look_with_a_dead_zone() -> None:
     cell.press("w")
     cell.set_stick(0.0, 0.0, looks=False)
     assert cell.held == {"w"}, "the stick's W is not the keyboard's"
+    cell.set_stick(-1, 0, looks=False, source="hat")
+    cell.set_stick(0.02, 0, looks=False)
+    assert cell.held == {"w", "a"}, "a stick at rest does not let go of the cross"
     cell.set_stick(0.1, -0.5, looks=True)
     assert cell.sample().action.look == (0.5, 0)
     assert cell.sample().action.look == (0.5, 0), "a stick stays where it is"

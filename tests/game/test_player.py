@@ -237,6 +237,15 @@ def test_a_failing_film_does_not_end_the_game_but_is_told(window: Window, tmp_pa
     assert game.presenter.block.index == 3
 
 
+def test_a_dump_that_cannot_begin_does_not_end_the_game_either(window: Window, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    session = FakeSession(FakeConfig(fps=100))
+    game = Game(window, session.config, lambda report: session, limit=2, sinks=[Background(Dump(tmp_path / "file" / "dump"), wait=False)])
+    with pytest.raises(SinkError, match="cannot write"):
+        game.run()
+    assert game.presenter.block.index == 1
+
+
 @pytest.mark.parametrize("fails_at", [0, 2])
 def test_a_world_that_fails_ends_the_game_with_its_reason(window: Window, fails_at: int) -> None:
     session = FakeSession(fails_at=fails_at)
