@@ -58,11 +58,12 @@ class Session:
             watch.lap(f"denoise {count}")
         self._sampler.commit(clock, self._cache, condition, windows, latents)
         watch.lap("commit")
-        frames = self.world.vae.decode_block(latents, self._decoder)  # [1, 3, F, H, W] in [-1, 1]
+        frames = self.world.vae.decode_block(latents, self._decoder, commit=False)  # [1, 3, F, H, W] in [-1, 1]
         watch.lap("decode")
         pictures = to_uint8(frames)
         watch.lap("transfer")
 
+        self._decoder.commit()  # from here on nothing can fail
         ring.commit(clock, rows)
         self.clock = clock.next()
         self.timings = watch.finish()

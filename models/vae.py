@@ -68,27 +68,24 @@ class CausalCache:
     def __init__(self) -> None:
         self.started = False
         self._now: dict[int, Tensor] = {}
-        self._next: dict[int, Tensor] = {}
+        self._next: dict[int, Tensor] = {}  # written since the last commit
+        self._spare: dict[int, Tensor] = {}  # memory to write into
 
     def read(self, slot: int) -> Tensor | None:
         """Frames remembered by convolution ``slot`` `[B, <=2, H, W, C]`, or None when it has seen nothing yet."""
         return self._now.get(slot)
 
     def write(self, slot: int, frames: Tensor) -> None:
-        buffer = self._next.get(slot)
+        buffer = self._next.get(slot, self._spare.pop(slot, None))
         if buffer is None or buffer.shape != frames.shape or buffer.dtype != frames.dtype:
-            self._next[slot] = frames.clone()
-        else:
-            buffer.copy_(frames)
+            buffer = torch.empty_like(frames)
+        self._next[slot] = buffer.copy_(frames)
 
     def commit(self) -> None:
         """Make what the last call wrote the remembered past."""
-        for slot in list(self._next):
-            new = self._next.pop(slot)
-            old = self._now.get(slot)
-            if old is not None:
-                self._next[slot] = old  # its memory is reused by the next call
-            self._now[slot] = new
+        self._spare |= {slot: self._now[slot] for slot in self._next if slot in self._now}
+        self._now |= self._next
+        self._next = {}
         self.started = True
 
     def tensors(self) -> dict[str, Tensor]:
@@ -98,7 +95,7 @@ class CausalCache:
     def load(self, tensors: dict[str, Tensor]) -> None:
         """Become a copy of the state that `tensors` gave (an empty dict: nothing seen yet)."""
         self._now = {int(slot): frames.clone() for slot, frames in tensors.items()}
-        self._next = {}
+        self._next, self._spare = {}, {}
         self.started = bool(tensors)
 
     def clone(self) -> CausalCache:
@@ -354,12 +351,15 @@ class VAE(nn.Module):
             cache.commit()
         return ((mu - mean) / std).permute(0, 4, 1, 2, 3).contiguous()  # [B, z, T, h, w]
 
-    def decode_block(self, latents: Tensor, cache: CausalCache | None) -> Tensor:
-        """Decode the next latents of a stream to frames in [-1, 1]; 1 + 4(n-1) frames first, 4n later. Advances ``cache``."""
+    def decode_block(self, latents: Tensor, cache: CausalCache | None, commit: bool = True) -> Tensor:
+        """Decode the next latents of a stream to frames in [-1, 1]; 1 + 4(n-1) frames first, 4n later.
+
+        Advances ``cache``, or without ``commit`` leaves that to a later `CausalCache.commit`.
+        """
         mean, std = self._scale(latents)
         z = latents.permute(0, 2, 3, 4, 1).float() * std + mean  # [B, T, h, w, z]
         frames = self.pixels(z.to(self.conv2.weight.dtype), cache)
-        if cache is not None:
+        if cache is not None and commit:
             cache.commit()
         return frames.clamp(-1, 1)
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
+import engine.session
 from engine import Action, Session, World, WorldError
 from engine.clock import BlockClock
 from engine.sampler import SeededNoise
@@ -89,7 +90,7 @@ def test_a_block_dropped_while_denoising_leaves_no_trace(tiny_world: World, bloc
     assert same(base, played + play(session, 9 - block))
 
 
-@pytest.mark.parametrize("stage", ["commit", "decode", "middle of the decoder"])
+@pytest.mark.parametrize("stage", ["commit", "decode", "middle of the decoder", "transfer"])
 def test_a_block_that_fails_late_leaves_no_trace(tiny_world: World, monkeypatch: pytest.MonkeyPatch, stage: str) -> None:
     base = play(tiny_world.session(), 9)
     for block in (0, 6):
@@ -99,6 +100,7 @@ def test_a_block_that_fails_late_leaves_no_trace(tiny_world: World, monkeypatch:
             "commit": (session._sampler, "commit"),
             "decode": (tiny_world.vae, "decode_block"),
             "middle of the decoder": (tiny_world.vae.decoder.upsamples[-1], "forward"),
+            "transfer": (engine.session, "to_uint8"),
         }[stage]
 
         def fail(*_: Any, **__: Any) -> None:
