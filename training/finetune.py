@@ -77,6 +77,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=12)
     parser.add_argument("--lr", type=float, default=6e-4)
     parser.add_argument("--first-horizon", type=int, default=2)
+    parser.add_argument("--last-horizon", type=int, default=CLIP_BLOCKS, help="blocks; the ring overwrites itself from the sixth on")
     parser.add_argument("--first-clips", type=int, default=60, help="clips encoded before the first step")
     parser.add_argument("--grow-every", type=int, default=4)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -112,7 +113,7 @@ def main() -> None:
     while run.progress < 1:
         if run.step % args.grow_every == 0:
             clips = clips.append(maker.make(2))
-        blocks = args.first_horizon + round(min(1.0, 1.6 * run.progress) * (CLIP_BLOCKS - args.first_horizon))
+        blocks = args.first_horizon + round(min(1.0, 1.6 * run.progress) * (args.last_horizon - args.first_horizon))
         pick = torch.randint(len(clips), (args.batch,), generator=generator)
         from_start = bool(torch.rand((), generator=generator) < 0.5)
         latest = CLIP_BLOCKS - blocks
