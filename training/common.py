@@ -161,3 +161,37 @@ class TrainingRun:
         figure.tight_layout()
         figure.savefig(self.folder / "loss.png", dpi=80)
         plt.close(figure)
+
+
+class Trainee:
+    """A model in training: its optimiser, its averaged weights, and how it is resumed and saved with its run.
+
+    ``trained`` limits the optimiser to a part of the model. ``fresh`` tells whether the run begins here.
+    """
+
+    def __init__(
+        self, model: nn.Module, run: TrainingRun, lr: float, adamw_lr: float, decay: float, adamw: tuple[str, ...] = (),
+        start_from: Path | None = None, trained: nn.Module | None = None,
+    ) -> None:  # fmt: skip
+        self.model, self.run = model, run
+        state = run.resume()
+        self.fresh = state is None
+        if state is not None:
+            model.load_state_dict(state["model"])
+        elif start_from is not None:
+            model.load_state_dict(starting_weights(start_from), strict=False)
+        self.optimizer = MixedOptimizer(trained or model, lr, adamw_lr, adamw=adamw)
+        self.averaged = AveragedWeights(model, decay)
+        if state is not None:
+            device = next(model.parameters()).device
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.averaged.weights = {name: weight.to(device) for name, weight in state["averaged"].items()}
+
+    def step(self) -> None:
+        """Clip the gradients that are there, and update weights and averages at the schedule's learning rate."""
+        nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.optimizer.step(cosine_schedule(self.run.progress))
+        self.averaged.update(self.model, self.run.step)
+
+    def save(self) -> None:
+        self.run.save({"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(), "averaged": self.averaged.weights})

@@ -17,9 +17,9 @@ from torch import Tensor
 
 from models.dit import DiT
 from models.flow import FlowSchedule, add_noise
-from training.common import AveragedWeights, MixedOptimizer, TrainingRun, cosine_schedule, starting_weights
+from training.common import Trainee, TrainingRun
 from training.latents import CLIP_BLOCKS, ClipMaker, Clips, Windows, cut_windows
-from training.train_dit import BLOCK, STEPS, garden_dit
+from training.train_dit import ADAMW, BLOCK, STEPS, garden_dit
 from training.train_vae import load_garden_vae
 
 
@@ -84,21 +84,13 @@ def main() -> None:
     args = parser.parse_args()
     device = torch.device(args.device)
     run = TrainingRun(args.out, args.minutes)
-    state = run.resume()
+    torch.manual_seed(0)  # of the fresh weights
+    dit = garden_dit().to(device)
+    trainee = Trainee(dit, run, args.lr, args.lr / 2, 0.998, ADAMW, args.start_from)
     torch.manual_seed(6000 + run.step)
     generator = torch.Generator().manual_seed(7000 + run.step)
-    dit = garden_dit().to(device)
-    if state is None:
-        dit.load_state_dict(starting_weights(args.start_from), strict=False)
-    else:
-        dit.load_state_dict(state["model"])
-    optimizer = MixedOptimizer(dit, args.lr, args.lr / 2, adamw=("head.head", "patch_embedding", "modulation", "keyboard_embed", "time_"))
-    averaged = AveragedWeights(dit, 0.998)
-    if state is not None:
-        optimizer.load_state_dict(state["optimizer"])
-        averaged.weights = {k: v.to(device) for k, v in state["averaged"].items()}
     maker = ClipMaker(load_garden_vae(args.vae).to(device), 8000 + run.step, device)
-    stored = (args.out if state is not None else args.start_from) / "clips.safetensors"
+    stored = (args.out if not trainee.fresh else args.start_from) / "clips.safetensors"
     clips = Clips.load(stored) if stored.is_file() else maker.make(2)
     while len(clips) < args.first_clips:
         clips = clips.append(maker.make(2))
@@ -106,7 +98,7 @@ def main() -> None:
     run.exclude_pause()
 
     def save() -> None:
-        run.save({"model": dit.state_dict(), "optimizer": optimizer.state_dict(), "averaged": averaged.weights})
+        trainee.save()
         clips.save(args.out / "clips.safetensors")
 
     reports = 0
@@ -120,9 +112,7 @@ def main() -> None:
         offset = 0 if from_start or latest == 0 else int(torch.randint(1, latest + 1, (), generator=generator))
         windows = cut_windows(clips, pick, torch.full((args.batch,), BLOCK * offset), BLOCK * blocks)
         report = rollout(windows, blocks, given=0 if offset == 0 else 1)
-        torch.nn.utils.clip_grad_norm_(dit.parameters(), 1.0)
-        optimizer.step(cosine_schedule(run.progress))
-        averaged.update(dit, run.step)
+        trainee.step()
         if run.tick({**report, "blocks": blocks}):
             reports += 1
             if reports % 6 == 0:

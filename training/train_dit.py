@@ -19,12 +19,13 @@ from engine import load_config
 from models.attention import MaskPlan
 from models.dit import DiT
 from models.flow import FlowSchedule
-from training.common import AveragedWeights, MixedOptimizer, TrainingRun, cosine_schedule, starting_weights
+from training.common import Trainee, TrainingRun
 from training.latents import ClipMaker, Clips, Windows, sample_windows
 from training.train_vae import load_garden_vae
 
 STEPS = (1000, 666, 333)
 BLOCK = 3
+ADAMW = ("head.head", "patch_embedding", "modulation", "keyboard_embed", "time_")  # matrices that are no hidden layers
 
 
 def garden_dit() -> DiT:
@@ -102,18 +103,11 @@ def main() -> None:
     args = parser.parse_args()
     device = torch.device(args.device)
     run = TrainingRun(args.out, args.minutes)
-    state = run.resume()
+    torch.manual_seed(0)  # of the fresh weights
+    dit = garden_dit().to(device)
+    trainee = Trainee(dit, run, args.lr, args.lr / 2, 0.998, ADAMW, args.start_from)
     torch.manual_seed(3000 + run.step)
     generator = torch.Generator().manual_seed(4000 + run.step)
-    dit = garden_dit().to(device)
-    optimizer = MixedOptimizer(dit, args.lr, args.lr / 2, adamw=("head.head", "patch_embedding", "modulation", "keyboard_embed", "time_"))
-    averaged = AveragedWeights(dit, 0.998)
-    if state is None and args.start_from:
-        dit.load_state_dict(starting_weights(args.start_from), strict=False)
-    if state is not None:
-        dit.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        averaged.weights = {k: v.to(device) for k, v in state["averaged"].items()}
     print(f"{sum(p.numel() for p in dit.parameters()) / 1e6:.2f} M parameters", flush=True)
     maker = ClipMaker(load_garden_vae(args.vae).to(device), 5000 + run.step, device, not args.no_compile)
     stored = args.out / "clips.safetensors"
@@ -127,7 +121,7 @@ def main() -> None:
     run.exclude_pause()
 
     def save() -> None:
-        run.save({"model": dit.state_dict(), "optimizer": optimizer.state_dict(), "averaged": averaged.weights})
+        trainee.save()
         clips.save(stored)
 
     reports = 0
@@ -136,9 +130,7 @@ def main() -> None:
             clips = clips.append(maker.make(2))
         loss, report = forcing(sample_windows(clips, args.batch, args.blocks, generator), level_weights)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(dit.parameters(), 1.0)
-        optimizer.step(cosine_schedule(run.progress))
-        averaged.update(dit, run.step)
+        trainee.step()
         if run.tick({"loss": loss.detach(), **report, "clips": len(clips)}):
             reports += 1
             if reports % 6 == 0:

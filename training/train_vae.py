@@ -24,7 +24,7 @@ from torch import Tensor
 
 from engine import load_config
 from models.vae import VAE
-from training.common import AveragedWeights, MixedOptimizer, TrainingRun, cosine_schedule, starting_weights
+from training.common import AveragedWeights, Trainee, TrainingRun
 from training.simulator import random_actions, random_poses, rollout
 
 
@@ -98,22 +98,15 @@ def main() -> None:
     args = parser.parse_args()
     device = torch.device(args.device)
     run = TrainingRun(args.out, args.minutes)
-    state = run.resume()
-    torch.manual_seed(1000 + run.step)
-    generator = torch.Generator().manual_seed(2000 + run.step)
+    torch.manual_seed(0)  # of the fresh weights
     vae = garden_vae().to(device)
-    if state is None and args.start_from:
-        vae.load_state_dict(starting_weights(args.start_from))
     if args.decoder_only:
         vae.encoder.requires_grad_(False)
         vae.conv1.requires_grad_(False)
     trained = torch.nn.ModuleList([vae.decoder, vae.conv2]) if args.decoder_only else vae
-    optimizer = MixedOptimizer(trained, args.lr, args.lr)
-    averaged = AveragedWeights(vae, 0.995)
-    if state is not None:
-        vae.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        averaged.weights = {k: v.to(device) for k, v in state["averaged"].items()}
+    trainee = Trainee(vae, run, args.lr, args.lr, 0.995, start_from=args.start_from, trained=trained)
+    torch.manual_seed(1000 + run.step)
+    generator = torch.Generator().manual_seed(2000 + run.step)
     step_fn = reconstruct if args.no_compile else torch.compile(reconstruct)
     held_out = sample_clips(8, 17, torch.Generator().manual_seed(7), device)
     run.exclude_pause()
@@ -124,18 +117,16 @@ def main() -> None:
             ours, z = step_fn(vae, clips, args.noise, args.decoder_only)
         loss = picture_loss(ours.float(), clips)
         (loss + 1e-3 * z.float().square().mean()).backward()
-        torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
-        optimizer.step(cosine_schedule(run.progress))
-        averaged.update(vae, run.step)
+        trainee.step()
         mse = F.mse_loss(ours.detach().float(), clips)
         if run.tick({"loss": loss.detach(), "psnr": 10 * torch.log10(4 / mse), "z_std": z.detach().float().std()}):
             reports += 1
             if reports % 9 == 0:
-                run.save({"model": vae.state_dict(), "optimizer": optimizer.state_dict(), "averaged": averaged.weights})
-                print(f"   held-out PSNR {validation_psnr(vae, averaged, held_out):.2f} dB (averaged weights)", flush=True)
+                trainee.save()
+                print(f"   held-out PSNR {validation_psnr(vae, trainee.averaged, held_out):.2f} dB (averaged weights)", flush=True)
                 run.exclude_pause()
-    run.save({"model": vae.state_dict(), "optimizer": optimizer.state_dict(), "averaged": averaged.weights})
-    print(f"done: step {run.step}, held-out PSNR {validation_psnr(vae, averaged, held_out):.2f} dB")
+    trainee.save()
+    print(f"done: step {run.step}, held-out PSNR {validation_psnr(vae, trainee.averaged, held_out):.2f} dB")
     run.plot()
 
 

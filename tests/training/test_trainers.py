@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from engine import load_config
 from engine.clock import BlockClock
 from engine.conditioning import ConditionRing, Rows, StartCondition
 from models.dit import DiT
-from training.common import AveragedWeights, MixedOptimizer, TrainingRun, cosine_schedule
+from training.common import AveragedWeights, MixedOptimizer, Trainee, TrainingRun, cosine_schedule
 from training.finetune import Rollout
 from training.flow_sign import motion
 from training.latents import CLIP_FRAMES, CLIP_LATENTS, CONDITION_LATENTS, Clips, condition_rows, cut_windows, sample_windows
@@ -102,13 +103,33 @@ def test_a_few_steps_learn_and_a_rollout_has_gradients() -> None:
     assert all(p.grad is not None for p in dit.blocks.parameters() if p.requires_grad)
 
 
-def test_a_run_goes_on_where_it_stopped(tmp_path: object) -> None:
-    run = TrainingRun(tmp_path / "run", minutes=1)
-    run.tick({"loss": 1.0})
-    run.save({"model": {"a": torch.ones(2)}})
-    again = TrainingRun(tmp_path / "run", minutes=1)
-    assert torch.equal(again.resume()["model"]["a"], torch.ones(2)) and again.step == 1 and again.seconds == pytest.approx(run.seconds)
-    assert TrainingRun(tmp_path / "new", minutes=1).resume() is None
+def test_a_run_goes_on_where_it_stopped(tmp_path: Path) -> None:
+    def train(trainee: Trainee, steps: int) -> None:
+        for count in range(steps):
+            (trainee.model(torch.full((1, 8), 1.0 + trainee.run.step)) - 1).square().mean().backward()
+            trainee.run.seconds = 10.0 + count  # the schedule must not depend on this machine
+            trainee.step()
+            trainee.run.tick({"loss": 1.0})
+
+    def begin(folder: str, start_from: Path | None = None) -> Trainee:
+        torch.manual_seed(3)
+        return Trainee(torch.nn.Linear(8, 8), TrainingRun(tmp_path / folder, minutes=1), 1e-2, 1e-2, 0.9, start_from=start_from)
+
+    first = begin("run")
+    train(first, 3)
+    first.save()
+    train(first, 2)
+    again = begin("run")
+    assert not again.fresh and again.run.step == 3
+    train(again, 2)
+    for a, b in ((first.model.state_dict(), again.model.state_dict()), (first.averaged.weights, again.averaged.weights)):
+        assert all(torch.equal(a[name], b[name]) for name in a)
+    begun = begin("other", start_from=tmp_path / "run")
+    saved = torch.load(tmp_path / "run" / "last.pt", weights_only=True)["averaged"]
+    assert begun.fresh and all(torch.equal(weight, saved[name]) for name, weight in begun.model.state_dict().items())
+
+
+def test_the_schedule_warms_up_and_falls() -> None:
     assert 0 < cosine_schedule(0.0) < cosine_schedule(0.3) == 1 > cosine_schedule(0.9) > cosine_schedule(1.0) > 0
 
 
