@@ -25,7 +25,7 @@ def wait_behind(window: Window, task: Callable[[], object], words: str) -> bool:
     thread = threading.Thread(target=run, name="reverie-import", daemon=True)
     thread.start()
     while thread.is_alive():
-        for event in pygame.event.get():
+        for event in pygame.event.get((pygame.QUIT, pygame.KEYDOWN)):  # the rest is the game's: a pad already there is told once
             if event.type == pygame.QUIT or (event.type == pygame.KEYDOWN and event.key == pygame.K_ESCAPE):
                 return False
         window.draw(lambda surface: draw_loading(surface, "Reverie", words, None))
