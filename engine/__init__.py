@@ -3,6 +3,7 @@
 from engine.actions import Action, ActionSpace
 from engine.bench import BenchReport, benchmark
 from engine.config import WorldConfig, list_worlds, load_config
+from engine.picture import load_picture
 from engine.session import Session
 from engine.world import World
 from models.errors import WorldError
@@ -18,4 +19,5 @@ __all__ = [
     "benchmark",
     "list_worlds",
     "load_config",
+    "load_picture",
 ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from importlib import resources
@@ -151,8 +152,8 @@ def _find(name: str) -> Path:
     if name in worlds:
         return config_folder() / f"{name}.yaml"
     if name.endswith((".yaml", ".yml")):
-        if not Path(name).is_file():
-            raise WorldError(f"there is no world file {name}; give a yaml file, or one of the worlds {', '.join(worlds)}")
+        if not os.path.isfile(name):  # unlike Path's own, it takes names of any length
+            raise WorldError(f"there is no world file {one_line(name, 200)}; give a yaml file, or one of the worlds {', '.join(worlds)}")
         return Path(name).resolve()
     guess = difflib.get_close_matches(name, worlds, n=1)
     hint = f"did you mean {guess[0]}? " if guess else ""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -136,10 +138,13 @@ def _build(kind: Callable[[Any], Module], config: object) -> Module:
 
 
 def _device(name: str) -> torch.device:
+    """The device of that name, tried out. torch names many it may lack, and refuses them in almost any way."""
     try:
-        device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about names it is giving up
+            device = torch.device(name)
+            torch.empty(1, device=device).tolist()  # reading it back tells a real one from "meta"
+    except Exception:
         there = "cpu or cuda" if torch.cuda.is_available() else "cpu"
         raise WorldError(f"there is no device {one_line(name, 80)!r} here; use {there}") from None
     return device
@@ -147,9 +152,9 @@ def _device(name: str) -> torch.device:
 
 def _files(config: WorldConfig, weights: Path | None) -> Files:
     """Where the weight files of each part lie. Raises WeightError when one of them does not exist."""
-    if weights is not None and not weights.is_dir():
-        what = "a file" if weights.exists() else "not there"
-        raise WeightError(f"--weights {weights} is {what}; give the folder that holds {config.weights.dit[0]}")
+    if weights is not None and not os.path.isdir(weights):  # unlike Path's own, it takes names of any length
+        what = "a file" if os.path.exists(weights) else "not there"
+        raise WeightError(f"--weights {one_line(weights, 200)} is {what}; give the folder that holds {config.weights.dit[0]}")
     folder = weights or config.folder
     wanted = {"dit": config.weights.dit, "vae": config.weights.vae, "vision": config.weights.vision if config.vision else ()}
     files = {part: [_place(folder, name) for name in names] for part, names in wanted.items()}

@@ -7,6 +7,7 @@ torch comes in with `engine` and takes seconds, so everything beyond arguments i
 from __future__ import annotations
 
 import argparse
+import errno
 import importlib
 import json
 import os
@@ -73,6 +74,8 @@ def _complain(error: Exception) -> int:
     kinds = {kind.__name__ for kind in type(error).__mro__}  # by name: looking is no reason to import torch
     if kinds & {"UsageError", "WorldError", "ScriptError"}:
         words, status = str(error), 2
+    elif isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+        words, status = f"there can be no file of so long a name: {Path(error.filename).name[:40]}…", 2
     elif "SinkError" in kinds:
         words, status = str(error), 1
     else:
@@ -126,7 +129,7 @@ def _check(args: argparse.Namespace) -> None:
     if args.bench and (args.record or args.dump):
         raise UsageError("--bench measures without --record and --dump")
     if args.start is not None and not args.start.is_file():
-        raise UsageError(f"--start {args.start}: no such file")
+        raise UsageError(f"--start {args.start}: {'is a folder, not a picture' if args.start.is_dir() else 'no such file'}")
     if args.record is not None:
         _check_record(args.record, args.overwrite)
     if args.dump is not None:
@@ -134,6 +137,9 @@ def _check(args: argparse.Namespace) -> None:
             raise UsageError(f"--dump {args.dump}: is not a folder")
         if args.dump.is_dir() and any(args.dump.iterdir()) and not args.overwrite:
             raise UsageError(f"--dump {args.dump}: is not empty; choose another folder or add --overwrite")
+        place = next(folder for folder in (args.dump.absolute(), *args.dump.absolute().parents) if folder.exists())
+        if not (place.is_dir() and os.access(place, os.W_OK)):
+            raise UsageError(f"--dump {args.dump}: nothing can be written into {place}")
 
 
 def _check_record(path: Path, overwrite: bool) -> None:
@@ -234,7 +240,12 @@ def _play_in(window: Window, args: argparse.Namespace) -> int:
 
 
 def _open_session(args: argparse.Namespace, config: WorldConfig, progress) -> Session:
-    from engine import World
+    from engine import World, load_picture
+
+    if args.start is not None:  # looked at before gigabytes of weights are read
+        load_picture(args.start, config.height, config.width)
+    elif config.start is None and args.weights is not None:
+        raise UsageError(f"the world {config.name} has no start picture of its own; give one with --start FILE")
 
     def named(part: str, done: float) -> None:
         progress(PARTS.get(part, part), done)

@@ -63,6 +63,12 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: object, status: int 
         (["--seed", "-1"], ["--seed", "-1"]),
         (["--no-such-option"], ["--no-such-option", "--help"]),
         (["--start", "gone.png"], ["gone.png"]),
+        (["--start", "."], ["--start", "folder"]),
+        (["--start", "x" * 5000], ["so long a name"]),
+        (["--world", "x" * 5000], ["so long a name"]),
+        (["--headless", "--world", "x" * 5000 + ".yaml"], ["no world file"]),
+        (["--record", "x" * 5000 + ".mp4"], ["so long a name"]),
+        (["--headless", "--device", "meta"], ["meta"]),
         (["--record", "film.gif"], ["film.gif", ".mp4"]),
         (["--record", "gone/film.mp4"], ["gone"]),
         (["--json"], ["--bench"]),
@@ -84,6 +90,7 @@ def test_nothing_is_overwritten_unasked(capsys: pytest.CaptureFixture[str], tiny
     assert "exists already" in refused(capsys, "--world", tiny, "--headless", "--record", "film.mp4")
     assert "not empty" in refused(capsys, "--world", tiny, "--headless", "--dump", "dump")
     assert "is not a folder" in refused(capsys, "--world", tiny, "--headless", "--dump", "film.mp4")
+    assert "nothing can be written into" in refused(capsys, "--world", tiny, "--headless", "--dump", "film.mp4/deeper/still")
     assert Path("film.mp4").read_text() == "precious"
     assert cli.main(["--world", str(tiny), "--headless", "--blocks", "1", "--record", "film.mp4", "--overwrite"]) == 0
     assert len(iio.imread("film.mp4")) == 9
@@ -209,6 +216,13 @@ def test_start_pictures(capsys: pytest.CaptureFixture[str], tiny: Path) -> None:
         assert cli.main([str(argument) for argument in (*play, f"{mode}.png")]) == 0
     Image.new("1", (9000, 9000)).save("huge.png")
     refused(capsys, *play, "huge.png")
+
+
+def test_the_start_picture_is_looked_at_before_the_weights(capsys: pytest.CaptureFixture[str], tiny: Path) -> None:
+    Path("text.png").write_text("no picture")
+    Path("empty").mkdir()
+    assert "text.png" in refused(capsys, "--world", tiny, "--weights", "empty", "--headless", "--start", "text.png")
+    assert "--start" in refused(capsys, "--world", "universal", "--weights", "empty", "--headless")
 
 
 def test_an_unexpected_failure_is_one_line_and_its_account_on_demand(

@@ -72,6 +72,7 @@ def test_unknown_world() -> None:
     )
     assert "there is no world file nowhere/mine.yaml" in refusal("nowhere/mine.yaml")
     assert "unknown world" in refusal("x" * 10_000)
+    assert "there is no world file" in refusal("x" * 10_000 + ".yaml")
     assert "unknown world" in refusal("two\nlines")
 
 

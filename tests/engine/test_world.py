@@ -87,12 +87,14 @@ def test_weights_folder(tiny_yaml: Path, tmp_path: Path) -> None:
         shutil.copy(tiny_yaml.parent / name, elsewhere / name)
     World.load(tiny_yaml, weights=str(elsewhere))
     assert "is not there" in refusal(tiny_yaml, WeightError, weights=tmp_path / "nowhere")
+    assert "is not there" in refusal(tiny_yaml, WeightError, weights="x" * 5000)
     assert "is a file; give the folder that holds dit.safetensors" in refusal(tiny_yaml, WeightError, weights=elsewhere / "dit.safetensors")
 
 
 def test_device_and_dtype(tiny_yaml: Path) -> None:
     assert "there is no device 'toaster' here" in refusal(tiny_yaml, device="toaster")
-    assert "there is no device 'cuda:99' here" in refusal(tiny_yaml, device="cuda:99")
+    for name in ("cuda:99", "meta", "hpu", "privateuseone", "mkldnn", ""):
+        assert f"there is no device {name!r} here" in refusal(tiny_yaml, device=name)
     assert "dtype is one of auto, float32, bfloat16, float16; got 'int4'" in refusal(tiny_yaml, dtype="int4")
     world = World.load(tiny_yaml, dtype="bfloat16")
     assert {p.dtype for p in world.dit.parameters()} == {torch.bfloat16} == {p.dtype for p in world.vae.decoder.parameters()}
