@@ -58,6 +58,12 @@ def recording(reference: Path) -> Callable[[str], Recording]:
 
 
 @pytest.fixture(scope="session")
+def manifest() -> dict[str, dict[str, list[int]]]:
+    """The published checkpoints: of each, the shape of every tensor by name."""
+    return json.loads((FIXTURES / "full_size_manifest.json").read_text())
+
+
+@pytest.fixture(scope="session")
 def fixture_recording() -> Callable[[str], Recording]:
     """Read a small recording that travels with the project."""
     return lambda name: read_recording(FIXTURES / f"{name}.safetensors")

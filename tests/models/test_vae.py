@@ -6,7 +6,6 @@ The fixture holds the published tensors of `shared/reference/vae_dim8.safetensor
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import pytest
 import torch
@@ -14,9 +13,9 @@ from safetensors import safe_open
 from torch import Tensor
 
 from models.vae import VAE, VAEConfig
+from tests.conftest import FIXTURES, REFERENCE
 
-FIXTURE = Path(__file__).parents[1] / "fixtures" / "vae_dim8.safetensors"
-SHARED = Path(__file__).parents[3] / "shared" / "reference"
+FIXTURE = FIXTURES / "vae_dim8.safetensors"
 
 
 def relative(ours: Tensor, theirs: Tensor) -> float:
@@ -25,7 +24,7 @@ def relative(ours: Tensor, theirs: Tensor) -> float:
 
 @pytest.fixture(scope="module")
 def recording() -> dict[str, Tensor]:
-    path = SHARED / FIXTURE.name if (SHARED / FIXTURE.name).is_file() else FIXTURE
+    path = REFERENCE / FIXTURE.name if (REFERENCE / FIXTURE.name).is_file() else FIXTURE
     with safe_open(path, "pt") as file:
         return {key: file.get_tensor(key).float() for key in file.keys()}  # noqa: SIM118 - not a mapping
 
@@ -159,8 +158,7 @@ def test_clear_refusals(vae: VAE) -> None:
         VAEConfig(temporal_downsample=(True,))
 
 
-@pytest.mark.skipif(not (SHARED / "full_size_manifest.json").is_file(), reason="the manifest lies in ../shared")
-def test_published_names_and_shapes() -> None:
+def test_published_names_and_shapes(manifest: dict[str, dict[str, list[int]]]) -> None:
     with torch.device("meta"):
         ours = {key: list(tensor.shape) for key, tensor in VAE(VAEConfig()).state_dict().items()}
-    assert ours == json.loads((SHARED / "full_size_manifest.json").read_text())["Wan2.1_VAE.pth"]
+    assert ours == manifest["Wan2.1_VAE.pth"]
