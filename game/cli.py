@@ -271,7 +271,7 @@ def _sinks(args: argparse.Namespace, wait: bool) -> list[Background]:
     if args.record is not None:
         sinks.append(Background(Recorder(args.record), wait))
     if args.dump is not None:
-        sinks.append(Background(Dump(args.dump), wait))
+        sinks.append(Background(Dump(args.dump, args.overwrite), wait))
     return sinks
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import queue
+import re
 import threading
 import time
 from collections.abc import Callable, Iterable
@@ -16,6 +17,8 @@ from PIL import Image
 
 from engine import WorldConfig
 from game.controls import Sample
+
+FRAME_NAME = re.compile(r"frame_([0-9]{6}|[1-9][0-9]{6,})\.png")
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,10 +113,14 @@ class Background:
 
 
 class Dump:
-    """Every frame as a PNG, and ``actions.jsonl`` with one line a frame: file, epoch, block, keys, look."""
+    """Every frame as a PNG, and ``actions.jsonl`` with one line a frame: file, epoch, block, keys, look.
 
-    def __init__(self, folder: Path) -> None:
+    With ``overwrite`` the frames of an earlier dump go first: a shorter one would leave the rest of them lying.
+    """
+
+    def __init__(self, folder: Path, overwrite: bool = False) -> None:
         self.folder = folder
+        self.overwrite = overwrite
         self.frames = 0
         self._actions: IO[str] | None = None
 
@@ -121,6 +128,10 @@ class Dump:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._actions = (self.folder / "actions.jsonl").open("w", encoding="utf-8")
+            if self.overwrite:
+                for path in list(self.folder.iterdir()):
+                    if FRAME_NAME.fullmatch(path.name) and path.is_file():
+                        path.unlink()
         except OSError as error:
             raise SinkError(f"cannot write into {self.folder}: {error.strerror}") from error
 

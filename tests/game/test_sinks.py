@@ -137,6 +137,18 @@ def test_the_dump_has_every_frame_with_its_action(tmp_path: Path) -> None:
     assert picture.shape == (16, 32, 3) and (picture == 9).all()
 
 
+def test_a_shorter_dump_over_a_longer_one_leaves_no_old_frames(tmp_path: Path) -> None:
+    others = ["frame_1.png", "frame_0000001.png", "frame_000001.png.bak", "my_frame_000001.png", "note.txt"]
+    for name in (*others, "frame_000000.png", "frame_000020.png", "frame_1000000.png"):
+        (tmp_path / name).write_text("old")
+    sink = Dump(tmp_path, overwrite=True)
+    sink.open(FakeConfig())
+    sink.write(blocks(1)[0])
+    sink.close()
+    frames = [f"frame_{number:06d}.png" for number in range(9)]
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*others, *frames, "actions.jsonl"])
+
+
 def test_a_dump_into_an_impossible_place(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(SinkError, match="cannot write into"):
