@@ -137,7 +137,8 @@ def _check(args: argparse.Namespace) -> None:
             raise UsageError(f"--dump {args.dump}: is not a folder")
         if args.dump.is_dir() and any(args.dump.iterdir()) and not args.overwrite:
             raise UsageError(f"--dump {args.dump}: is not empty; choose another folder or add --overwrite")
-        place = next(folder for folder in (args.dump.absolute(), *args.dump.absolute().parents) if folder.exists())
+        folder = _absolute(args.dump)
+        place = next(folder for folder in (folder, *folder.parents) if folder.exists())
         if not (place.is_dir() and os.access(place, os.W_OK)):
             raise UsageError(f"--dump {args.dump}: nothing can be written into {place}")
 
@@ -145,14 +146,22 @@ def _check(args: argparse.Namespace) -> None:
 def _check_record(path: Path, overwrite: bool) -> None:
     if path.suffix.lower() != ".mp4":
         raise UsageError(f"--record {path}: the name must end in .mp4")
-    if not path.absolute().parent.is_dir():
-        raise UsageError(f"--record {path}: there is no folder {path.absolute().parent}")
-    if not os.access(path.absolute().parent, os.W_OK):
-        raise UsageError(f"--record {path}: the folder {path.absolute().parent} cannot be written to")
+    folder = _absolute(path).parent
+    if not folder.is_dir():
+        raise UsageError(f"--record {path}: there is no folder {folder}")
+    if not os.access(folder, os.W_OK):
+        raise UsageError(f"--record {path}: the folder {folder} cannot be written to")
     if path.is_dir():
         raise UsageError(f"--record {path}: is a folder")
     if path.exists() and not overwrite:
         raise UsageError(f"--record {path}: exists already; choose another name or add --overwrite")
+
+
+def _absolute(path: Path) -> Path:
+    try:
+        return path.absolute()
+    except FileNotFoundError:
+        raise UsageError(f"{path}: the current folder does not exist any more") from None
 
 
 def _run(args: argparse.Namespace) -> int:

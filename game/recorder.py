@@ -31,19 +31,21 @@ class Recorder:
         self._messages: IO[bytes] | None = None
 
     def open(self, config: WorldConfig) -> None:
-        self._messages = tempfile.TemporaryFile()
+        try:
+            self._messages = tempfile.TemporaryFile()
+            # A process group of its own: Ctrl-C in the terminal is for the game, which then ends the file properly.
+            self._process = subprocess.Popen(
+                self._command(config), stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=self._messages, process_group=0
+            )
+        except (OSError, RuntimeError) as error:  # RuntimeError: there is no ffmpeg
+            raise SinkError(f"recording {self.path}: the encoder does not start: {error}") from error
+
+    def _command(self, config: WorldConfig) -> list[str]:
         command = [imageio_ffmpeg.get_ffmpeg_exe(), "-y", "-loglevel", "error"]
         command += ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{config.width}x{config.height}"]
         command += ["-r", str(Fraction(config.fps).limit_denominator(1001)), "-i", "-"]
         command += ["-c:v", "libx264", "-preset", "veryfast", "-crf", "16", "-pix_fmt", "yuv420p", "-threads", "1"]
-        command += ["-movflags", "+faststart", "-metadata", f"title={config.title}", str(self.path.absolute())]
-        try:
-            # A process group of its own: Ctrl-C in the terminal is for the game, which then ends the file properly.
-            self._process = subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=self._messages, process_group=0
-            )
-        except OSError as error:
-            raise SinkError(f"recording {self.path}: the encoder does not start: {error}") from error
+        return [*command, "-movflags", "+faststart", "-metadata", f"title={config.title}", str(self.path.absolute())]
 
     def write(self, block: Block) -> None:
         try:

@@ -102,6 +102,13 @@ def test_a_folder_that_cannot_be_written_to(capsys: pytest.CaptureFixture[str]) 
     assert "cannot be written to" in refused(capsys, "--record", "locked/a.mp4")
 
 
+@pytest.mark.skipif(os.name != "posix", reason="elsewhere the current folder cannot be removed")
+def test_the_current_folder_is_gone(capsys: pytest.CaptureFixture[str]) -> None:
+    Path.cwd().rmdir()
+    assert "a.mp4: the current folder" in refused(capsys, "--record", "a.mp4")
+    assert "d: the current folder" in refused(capsys, "--dump", "d")
+
+
 def test_headless_film_and_pictures(capsys: pytest.CaptureFixture[str], tiny: Path) -> None:
     arguments = ["--headless", "--blocks", "3", "--record", "a.mp4", "--dump", "pictures", "--script", "w+l*2 idle", "--seed", "7"]
     assert cli.main(["--world", str(tiny), *arguments]) == 0

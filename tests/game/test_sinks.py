@@ -74,6 +74,18 @@ def test_an_encoder_that_cannot_write_says_so_in_one_line(tmp_path: Path) -> Non
     assert "a.mp4" in str(error.value) and "\n" not in str(error.value)
 
 
+def test_without_ffmpeg_the_recording_fails_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_ffmpeg() -> str:
+        raise RuntimeError("No ffmpeg exe could be found.")
+
+    monkeypatch.setattr("imageio_ffmpeg.get_ffmpeg_exe", no_ffmpeg)
+    recorder = Recorder(tmp_path / "a.mp4")
+    with pytest.raises(SinkError, match=r"a\.mp4.*No ffmpeg") as error:
+        recorder.open(FakeConfig())
+    assert "\n" not in str(error.value)
+    recorder.close()
+
+
 def test_a_killed_encoder_is_noticed(tmp_path: Path) -> None:
     recorder = Recorder(tmp_path / "a.mp4")
     recorder.open(FakeConfig())
