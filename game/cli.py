@@ -13,6 +13,7 @@ import json
 import os
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Sequence
 from importlib import resources
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from game.window import Window
 
 MAX_BLOCKS = 100_000_000
+SCREENSHOT_SECONDS = 2.0  # how long the end waits for screenshots still being written
 PARTS = {"dit": "world model", "vae": "picture decoder", "vision": "image encoder"}  # of the weights, in words
 
 
@@ -41,13 +43,24 @@ class _Parser(argparse.ArgumentParser):
 
 
 def console() -> NoReturn:
-    """The command `reverie`. A thread still deep in the model or in an import is not waited for."""
+    """The command `reverie`. A thread still deep in the model or in an import is not waited for; a screenshot is, for a while."""
     status = main()
     if any(thread.name.startswith("reverie-") and thread.daemon for thread in threading.enumerate()):
+        _await_screenshots()
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)  # Python's own end would pull the ground from under that thread: it can crash
     sys.exit(status)
+
+
+def _await_screenshots() -> None:
+    end = time.monotonic() + SCREENSHOT_SECONDS
+    try:
+        for thread in threading.enumerate():
+            if thread.name == "reverie-screenshot":
+                thread.join(max(0.0, end - time.monotonic()))
+    except KeyboardInterrupt:
+        pass
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 import time
 from collections.abc import Callable
 
@@ -54,6 +55,7 @@ class Window:
         self.captured = False
         self.fullscreen = False
         self._toasts: list[tuple[float, str]] = []
+        self._toasting = threading.Lock()
         self._picture: pygame.Surface | None = None
         self._scaled: pygame.Surface | None = None
 
@@ -95,13 +97,15 @@ class Window:
 
     def toast(self, text: str) -> None:
         """Say something for a few seconds."""
-        self._toasts.append((time.perf_counter() + TOAST_SECONDS, text))
+        with self._toasting:
+            self._toasts.append((time.perf_counter() + TOAST_SECONDS, text))
 
     def toasts(self) -> tuple[str, ...]:
         """What is being said at the moment."""
         now = time.perf_counter()
-        self._toasts = [toast for toast in self._toasts if toast[0] > now]
-        return tuple(text for _, text in self._toasts[-3:])
+        with self._toasting:
+            self._toasts = [toast for toast in self._toasts if toast[0] > now]
+            return tuple(text for _, text in self._toasts[-3:])
 
     def capture(self, captured: bool) -> None:
         """Take the mouse for looking around, or give it back."""

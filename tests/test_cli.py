@@ -7,8 +7,9 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import imageio.v3 as iio
 import numpy as np
@@ -100,6 +101,38 @@ def test_nothing_is_overwritten_unasked(capsys: pytest.CaptureFixture[str], tiny
 def test_a_folder_that_cannot_be_written_to(capsys: pytest.CaptureFixture[str]) -> None:
     Path("locked").mkdir(mode=0o500)
     assert "cannot be written to" in refused(capsys, "--record", "locked/a.mp4")
+
+
+@pytest.mark.parametrize("patience", [20.0, 0.0])
+def test_the_end_waits_a_while_for_a_screenshot_and_never_for_the_world(monkeypatch: pytest.MonkeyPatch, patience: float) -> None:
+    leave, shot = threading.Event(), []
+
+    def save() -> None:
+        leave.wait(0.3 if patience else 20)
+        shot.append("whole")
+
+    threads = [
+        threading.Thread(target=leave.wait, args=(20,), name="reverie-world", daemon=True),
+        threading.Thread(target=save, name="reverie-screenshot"),
+    ]
+
+    def play() -> int:
+        for thread in threads:
+            thread.start()
+        return 7
+
+    def end(status: int) -> NoReturn:
+        raise SystemExit(status, list(shot))
+
+    monkeypatch.setattr(cli, "main", play)
+    monkeypatch.setattr(cli, "SCREENSHOT_SECONDS", patience)
+    monkeypatch.setattr("os._exit", end)
+    with pytest.raises(SystemExit) as caught:
+        cli.console()
+    leave.set()
+    for thread in threads:
+        thread.join()
+    assert caught.value.args == (7, ["whole"] if patience else [])
 
 
 @pytest.mark.skipif(os.name != "posix", reason="elsewhere the current folder cannot be removed")
