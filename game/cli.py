@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
@@ -213,11 +213,11 @@ def _play_headless(args: argparse.Namespace) -> int:
     config = load_config(args.world)
     script = _script(args, config) or demo_script(config.actions.keys)
     session = _open_session(args, config, _ConsoleProgress(config.name))
-    tally = play_headless(session, config, script, args.blocks or len(script), _sinks(args, wait=True))
+    sinks = _sinks(args, wait=True)
+    tally = play_headless(session, config, script, args.blocks or len(script), sinks)
     speed = f"{tally.fps:.1f} fps ({tally.fps / config.fps:.2f} x the native {config.fps})"
     print(f"{config.name}: {tally.blocks} blocks, {tally.frames} frames in {tally.seconds:.2f} s = {speed}")
-    for path in filter(None, (args.record, args.dump)):
-        print(f"written: {path}")
+    _tell_written(args, sinks)
     return 0
 
 
@@ -253,12 +253,22 @@ def _play_in(window: Window, args: argparse.Namespace) -> int:
     def open_session(report) -> Session:
         return _open_session(args, config, lambda what, part: (console(what, part), report(what, part)))
 
-    game = Game(window, config, open_session, _script(args, config), args.blocks, _sinks(args, wait=False))
-    game.run()
-    for path in filter(None, (args.record, args.dump)):
-        if path.exists():
-            print(f"written: {path}")
+    sinks = _sinks(args, wait=False)
+    game = Game(window, config, open_session, _script(args, config), args.blocks, sinks)
+    try:
+        game.run()
+    except KeyboardInterrupt:  # the sinks are closed all the same
+        _tell_written(args, sinks)
+        raise
+    _tell_written(args, sinks)
     return 0
+
+
+def _tell_written(args: argparse.Namespace, sinks: Iterable[Background]) -> None:
+    """Name the files this run has left; one that was there before and got nothing new is not among them."""
+    for path, background in zip(filter(None, (args.record, args.dump)), sinks, strict=True):
+        if background.sink.frames:
+            print(f"written: {path}")
 
 
 def _open_session(args: argparse.Namespace, config: WorldConfig, progress) -> Session:

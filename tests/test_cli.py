@@ -19,6 +19,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from game import cli
+from game.player import Game
 from tests.tiny_world import write_tiny_world
 
 ROOT = Path(__file__).parents[1]
@@ -165,6 +166,24 @@ def test_in_a_window(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
     output = capsys.readouterr()
     assert "W walk forward" in output.out and "F1" in output.out and "loading tiny" in output.err
     assert len(iio.imread("a.mp4")) == 21
+
+
+@pytest.mark.parametrize("blocks", [1, 0])
+def test_interrupted_in_a_window(tiny: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], blocks: int) -> None:
+    """What has been written is named, and nothing else."""
+    Path("a.mp4").write_text("old")
+    turn = Game._turn
+
+    def interrupted(game: Game) -> None:
+        turn(game)
+        if not blocks or game.presenter.block is not None:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Game, "_turn", interrupted)
+    assert cli.main(["--world", str(tiny), "--record", "a.mp4", "--overwrite"]) == 130
+    output = capsys.readouterr()
+    assert ("written: a.mp4" in output.out) == bool(blocks) and "interrupted" in output.err
+    assert Path("a.mp4").read_bytes() == b"old" if not blocks else len(iio.imread("a.mp4")) >= 9
 
 
 def test_without_a_display_the_demo_walk_is_filmed(tiny: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
