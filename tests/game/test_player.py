@@ -1,7 +1,5 @@
 """The game in a window that nobody sees: SDL's dummy driver, a fake world, events posted by hand."""
 
-import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -189,21 +187,6 @@ def test_a_screenshot_that_cannot_be_saved_is_only_a_toast(table, tmp_path: Path
     play.playing()
     play.key(pygame.K_F8)
     play.until(lambda: any("No screenshot" in toast for toast in play.game.window.toasts()))
-
-
-def test_no_toast_is_lost_between_two_threads(window: Window, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("game.window.TOAST_SECONDS", 1000.0)
-    count, pause = 5000, sys.getswitchinterval()
-    thread = threading.Thread(target=lambda: [window.toast(str(number)) for number in range(count)])
-    sys.setswitchinterval(1e-6)
-    try:
-        thread.start()
-        while thread.is_alive():
-            window.toasts()
-    finally:
-        sys.setswitchinterval(pause)
-        thread.join()
-    assert len(window._toasts) == count and window.toasts() == ("4997", "4998", "4999")
 
 
 def test_overlays_draw_at_every_size(table) -> None:
