@@ -59,7 +59,11 @@ class BlockClock:
         return min(self.start + self.n, window)
 
     def noise_seed(self, seed: int, step: int) -> int:
-        """64 well mixed bits for the noise before denoising step ``step`` of this block, whatever the epoch."""
+        """64 well mixed bits for the noise before denoising step ``step`` of this block, whatever the epoch.
+
+        torch's generator on the CPU takes only the lower 32 of them: two draws are alike with a chance of 2⁻³². Every bit of
+        ``seed`` counts, for it goes through the digest.
+        """
         digest = hashlib.blake2b(f"{seed}/{self.block}/{step}".encode(), digest_size=8, person=b"reverie noise")
         return int.from_bytes(digest.digest(), "little")
 
