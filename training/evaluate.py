@@ -17,8 +17,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from engine import Action, World
+from engine import Action, ActionSpace, World
 from training.flow_sign import motion
+from training.latents import FULL_LOOK
 from training.simulator import FPS, Pose, is_free, random_poses, render, step
 
 SEED = 990_000  # trainers use seeds below 10,000
@@ -26,11 +27,17 @@ WALK_BLOCKS = 6  # 69 frames: past four seconds
 AXES = {"w": 2, "s": 2, "a": 0, "d": 0, "j": 0, "l": 0, "i": 1, "k": 1}  # what a key moves: horizontal, vertical, zoom
 
 
+def simulator_rows(space: ActionSpace, action: Action) -> tuple[torch.Tensor, torch.Tensor]:
+    """An action as the simulator takes it: keyboard `[1, 4]`, mouse `[1, 2]`."""
+    keyboard, mouse = (torch.as_tensor(v, dtype=torch.float32)[None] for v in space.to_model(action))
+    return keyboard, mouse / FULL_LOOK
+
+
 def simulate(world: World, pose: Pose, actions: list[Action]) -> tuple[np.ndarray, Pose]:
     """The simulator's frames `[9 + 12 (blocks-1), H, W, 3]` under one action a block, and the last pose."""
     frames, space = [render(pose)], world.config.actions
     for block, action in enumerate(actions):
-        keyboard, mouse = (torch.as_tensor(v)[None] for v in space.to_model(action))
+        keyboard, mouse = simulator_rows(space, action)
         for _ in range(9 if block == 0 else 12):  # a block's rows take its first frame to the next block's first
             pose = step(pose, keyboard, mouse)
             frames.append(render(pose))
@@ -99,7 +106,7 @@ def faithful(world: World, count: int) -> dict:
 
 def possible(world: World, pose: Pose, action: Action, axis: int) -> bool:
     """Whether the simulator still moves under ``action`` after four blocks (no wall in the way)."""
-    keyboard, mouse = (torch.as_tensor(v)[None] for v in world.config.actions.to_model(action))
+    keyboard, mouse = simulator_rows(world.config.actions, action)
     after = pose
     for _ in range(45):
         before, after = after, step(after, keyboard, mouse)

@@ -14,9 +14,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from engine import load_config
 from models.vae import VAE
-from training.simulator import HEIGHT, WIDTH, random_actions, random_poses, rollout
+from training.simulator import FULL_MOUSE, HEIGHT, WIDTH, random_actions, random_poses, rollout
 
+FULL_LOOK = load_config("garden").actions.look_scale[0] / FULL_MOUSE  # the model's mouse value for the simulator's
 CLIP_BLOCKS = 9
 CLIP_LATENTS = 3 * CLIP_BLOCKS
 CLIP_FRAMES = 1 + 4 * (CLIP_LATENTS - 1)
@@ -27,7 +29,7 @@ ROWS_PER_LATENT = 12
 
 @dataclass
 class Clips:
-    """``latents`` [N, z, L, h, w], ``condition`` [N, z, 15, h, w], ``settled`` [z, h, w]: latent 29 of the condition; rows per frame."""
+    """``mouse`` in the simulator's units. ``latents`` [N, z, L, h, w], ``condition`` [N, z, 15, h, w], ``settled`` [z, h, w]: latent 29 of the condition; rows per frame."""
 
     latents: Tensor
     condition: Tensor
@@ -128,6 +130,6 @@ def cut_windows(clips: Clips, pick: Tensor, first: Tensor, length: int) -> Windo
         latents=latents,
         condition=torch.cat([mask, known], dim=1),
         keyboard=condition_rows(clips.keyboard[pick].float(), first, length),
-        mouse=condition_rows(clips.mouse[pick].float(), first, length),
+        mouse=FULL_LOOK * condition_rows(clips.mouse[pick].float(), first, length),
         from_start=first == 0,
     )

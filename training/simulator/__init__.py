@@ -10,10 +10,10 @@ from torch import Tensor
 
 from training.simulator.motion import Pose, is_free, random_actions, random_poses, step
 from training.simulator.render import render
-from training.simulator.world import FPS, HEIGHT, WIDTH
+from training.simulator.world import FPS, FULL_MOUSE, HEIGHT, WIDTH
 
 __all__ = [
-    "FPS", "HEIGHT", "WIDTH", "Pose", "is_free", "random_actions", "random_poses", "render", "rollout", "step",
+    "FPS", "FULL_MOUSE", "HEIGHT", "WIDTH", "Pose", "is_free", "random_actions", "random_poses", "render", "rollout", "step",
 ]  # fmt: skip
 
 
