@@ -29,13 +29,13 @@ ROWS_PER_LATENT = 12
 
 @dataclass
 class Clips:
-    """``mouse`` in the simulator's units. ``latents`` [N, z, L, h, w], ``condition`` [N, z, 15, h, w], ``settled`` [z, h, w]: latent 29 of the condition; rows per frame."""
+    """Clips in half precision. ``mouse`` is in the simulator's units, condition rows are per frame."""
 
-    latents: Tensor
-    condition: Tensor
+    latents: Tensor  # [N, z, L, h, w]
+    condition: Tensor  # [N, z, 15, h, w]
     keyboard: Tensor  # [N, F, 4]
     mouse: Tensor  # [N, F, 2]
-    settled: Tensor
+    settled: Tensor  # [z, h, w]: latent 29 of the condition
 
     def __len__(self) -> int:
         return self.latents.shape[0]
