@@ -19,13 +19,13 @@ def model(world: str, *keys: str, look: tuple[float, float] = (0, 0)) -> tuple[l
 
 
 def test_garden_and_universal() -> None:
-    for world in ("garden", "universal"):
+    for world, full in (("garden", 3.0), ("universal", 0.1)):  # the same keys; the garden's model is spoken to more loudly
         assert model(world) == ([0, 0, 0, 0], [0, 0])
         assert model(world, "w") == ([1, 0, 0, 0], [0, 0])
         assert model(world, "s", "d") == ([0, 1, 0, 1], [0, 0])
-        assert model(world, "a", "i") == ([0, 0, 1, 0], [0.1, 0])
-        assert model(world, "k", "j") == ([0, 0, 0, 0], [-0.1, -0.1])
-        assert model(world, "l", look=(0.5, 0.5)) == ([0, 0, 0, 0], [0.05, 0.1])  # clamped at full
+        assert model(world, "a", "i") == ([0, 0, 1, 0], [full, 0])
+        assert model(world, "k", "j") == ([0, 0, 0, 0], [-full, -full])
+        assert model(world, "l", look=(0.5, 0.5)) == ([0, 0, 0, 0], [full / 2, full])  # clamped at full
 
 
 def test_gta_drive_steers_with_a_and_d() -> None:
