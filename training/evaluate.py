@@ -201,7 +201,7 @@ def compare_sheet(world: World, path: Path, count: int = 5) -> None:
     contact_sheet(np.concatenate(rows), len(rows[0]), path)
 
 
-def film(world: World, path: Path, script: str = "wwwllwwwwjjjwwwdlllwww", zoom: int = 3) -> None:
+def film(world: World, path: Path, script: str = "wlljjwlldd", zoom: int = 3) -> None:
     """An animated GIF of a walk, at the world's rate, one key a block."""
     from PIL import Image
 
