@@ -212,7 +212,7 @@ def film(world: World, path: Path, script: str = "wlljjwlldd", zoom: int = 3) ->
 
 
 def fast(world: World, blocks: int = 40) -> dict:
-    """Frames a second of model and decoder together, after four blocks of warm-up, as a multiple of the native rate."""
+    """Frames a second of model and decoder together, after eight blocks of warm-up, as a multiple of the native rate."""
     session = world.session(seed=0)
     for _ in range(8):
         session.step(Action(frozenset("w")))
