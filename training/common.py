@@ -166,21 +166,25 @@ class TrainingRun:
 class Trainee:
     """A model in training: its optimiser, its averaged weights, and how it is resumed and saved with its run.
 
-    ``trained`` limits the optimiser to a part of the model. ``fresh`` tells whether the run begins here.
+    ``trained`` limits the optimiser to a part of the model; ``helper`` is trained and saved with it and never exported.
+    ``fresh`` tells whether the run begins here.
     """
 
     def __init__(
         self, model: nn.Module, run: TrainingRun, lr: float, adamw_lr: float, decay: float, adamw: tuple[str, ...] = (),
-        start_from: Path | None = None, trained: nn.Module | None = None,
+        start_from: Path | None = None, trained: nn.Module | None = None, helper: nn.Module | None = None,
     ) -> None:  # fmt: skip
-        self.model, self.run = model, run
+        self.model, self.run, self.helper = model, run, helper
         state = run.resume()
         self.fresh = state is None
         if state is not None:
             model.load_state_dict(state["model"])
         elif start_from is not None:
             model.load_state_dict(starting_weights(start_from), strict=False)
-        self.optimizer = MixedOptimizer(trained or model, lr, adamw_lr, adamw=adamw)
+        if state is not None and helper is not None:
+            helper.load_state_dict(state["helper"])
+        trained = trained or model
+        self.optimizer = MixedOptimizer(trained if helper is None else nn.ModuleList([trained, helper]), lr, adamw_lr, adamw=adamw)
         self.averaged = AveragedWeights(model, decay)
         if state is not None:
             device = next(model.parameters()).device
@@ -194,4 +198,6 @@ class Trainee:
         self.averaged.update(self.model, self.run.step)
 
     def save(self) -> None:
-        self.run.save({"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(), "averaged": self.averaged.weights})
+        helper = {} if self.helper is None else {"helper": self.helper.state_dict()}
+        optimizer, averaged = self.optimizer.state_dict(), self.averaged.weights
+        self.run.save({"model": self.model.state_dict(), "optimizer": optimizer, "averaged": averaged, **helper})

@@ -1,7 +1,7 @@
 """Write trained weights the way they are shipped: averaged, half precision, safetensors, with the latents' scale.
 
-    python -m training.export vae runs/vae/last.pt runs/vae.safetensors     # measures mean and std of the latents
-    python -m training.export dit runs/dit/last.pt assets/garden/dit.safetensors
+python -m training.export vae runs/vae/last.pt runs/vae.safetensors     # measures mean and std of the latents
+python -m training.export dit runs/dit/last.pt assets/garden/dit.safetensors
 """
 
 from __future__ import annotations

@@ -35,6 +35,7 @@ class Clips:
     condition: Tensor  # [N, z, 15, h, w]
     keyboard: Tensor  # [N, F, 4]
     mouse: Tensor  # [N, F, 2]
+    pose: Tensor  # [N, L, 4]: x, y, yaw, pitch of the last frame of each latent
     settled: Tensor  # [z, h, w]: latent 29 of the condition
 
     def __len__(self) -> int:
@@ -78,7 +79,7 @@ class ClipMaker:
         keyboard, mouse = random_actions(count, CLIP_FRAMES - 1, self.generator)
         if self.device.type != "cpu":
             pose = type(pose)(*(v.to(self.device) for v in (pose.x, pose.y, pose.yaw, pose.pitch)))
-        frames, _ = rollout(pose, keyboard.to(self.device), mouse.to(self.device))
+        frames, poses = rollout(pose, keyboard.to(self.device), mouse.to(self.device))
         video = frames.transpose(1, 2).float() / 127.5 - 1  # [N, 3, F, H, W]
         condition = torch.zeros(starts, 3, 1 + 4 * (CONDITION_LATENTS - 1), HEIGHT, WIDTH, device=self.device)
         condition[:, :, :1] = video[::WALKS_PER_START, :, :1]
@@ -87,6 +88,7 @@ class ClipMaker:
             condition=self._encode(condition).half().cpu().repeat_interleave(WALKS_PER_START, 0),
             keyboard=keyboard.half(),
             mouse=mouse.half(),
+            pose=torch.stack([poses.x, poses.y, poses.yaw, poses.pitch], dim=-1)[:, ::4].float().cpu(),
             settled=self.settled,
         )
 
@@ -99,6 +101,7 @@ class Windows:
     condition: Tensor  # [B, 4 + z, T, h, w]: mask channels, then condition latents
     keyboard: Tensor  # [B, T, 12, 4]
     mouse: Tensor  # [B, T, 12, 2]
+    pose: Tensor  # [B, T, 4]
     from_start: Tensor  # [B] bool: the window begins with the session
 
 
@@ -131,5 +134,6 @@ def cut_windows(clips: Clips, pick: Tensor, first: Tensor, length: int) -> Windo
         condition=torch.cat([mask, known], dim=1),
         keyboard=condition_rows(clips.keyboard[pick].float(), first, length),
         mouse=FULL_LOOK * condition_rows(clips.mouse[pick].float(), first, length),
+        pose=clips.pose[pick][rows, t],
         from_start=first == 0,
     )

@@ -1,6 +1,6 @@
 """Draw the garden's start pictures: eight places with a view, at the world's own resolution.
 
-    python -m training.start_pictures assets/garden
+python -m training.start_pictures assets/garden
 """
 
 from __future__ import annotations

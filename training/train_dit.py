@@ -20,6 +20,7 @@ from models.attention import MaskPlan
 from models.dit import DiT
 from models.flow import FlowSchedule
 from training.common import Trainee, TrainingRun
+from training.guide import PoseGuide
 from training.latents import ClipMaker, Clips, Windows, sample_windows
 from training.train_vae import load_garden_vae
 
@@ -34,32 +35,38 @@ def garden_dit() -> DiT:
 
 
 def teacher_forcing_mask(latents: int, device: torch.device) -> Tensor:
-    """[2T, 2T] bool, clean half first: who (row) sees whom (column)."""
+    """[2T - 3, 2T - 3] bool, clean latents first: who (row) sees whom (column). Nobody sees the last block clean: it is left out."""
     block = torch.arange(latents, device=device) // BLOCK
     earlier_or_own, earlier, own = (op(block[:, None], block[None]) for op in (torch.ge, torch.gt, torch.eq))
-    clean = torch.cat([earlier_or_own, torch.zeros_like(own)], dim=1)
-    noisy = torch.cat([earlier, own], dim=1)
+    clean = torch.cat([earlier_or_own[:-BLOCK, :-BLOCK], torch.zeros_like(own[:-BLOCK])], dim=1)
+    noisy = torch.cat([earlier[:, :-BLOCK], own], dim=1)
     return torch.cat([clean, noisy])
 
 
 class TeacherForcing:
-    """One training loss over a batch of windows."""
+    """One training loss over a batch of windows: the error of x0, and ``guidance`` times that of the guide."""
 
-    def __init__(self, dit: DiT, latents: int, device: torch.device, context_noise: float, compiled: bool) -> None:
+    def __init__(
+        self, dit: DiT, guide: PoseGuide, latents: int, device: torch.device, context_noise: float, guidance: float, compiled: bool
+    ) -> None:  # fmt: skip
+        self.guide, self.guidance = guide, guidance
         self.device, self.latents, self.context_noise = device, latents, context_noise
         schedule = FlowSchedule()
         self.timesteps = schedule.timesteps(STEPS).to(device)
         self.sigmas = schedule.sigma(self.timesteps).to(device)
         self.mask = teacher_forcing_mask(latents, device)
         self.plan = MaskPlan.from_mask(self.mask)
-        self.positions = torch.arange(latents).repeat(2)
+        self.positions = torch.cat([torch.arange(latents - BLOCK), torch.arange(latents)])
         self.forward = dit.forward_parallel
         if compiled:  # layer by layer: two kinds of layer are two compilations, whatever the depth
             for layer in dit.blocks:
-                layer.compile()
+                layer.forward = torch.compile(layer.forward)  # and not the call around it, which holds the guide's hook
 
     def __call__(self, windows: Windows, level_weights: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Mean squared error of x0, and per noise level. First blocks of windows cut from the middle of a session do not count."""
+        """The loss, and what it is made of: error of x0 per noise level, of the pose when imagining and when seeing.
+
+        First blocks of windows cut from the middle of a session do not count.
+        """
         given = (windows.latents, windows.condition, windows.keyboard, windows.mouse)
         x0, condition, keyboard, mouse = (v.to(self.device) for v in given)
         batch, blocks = x0.shape[0], self.latents // BLOCK
@@ -69,12 +76,15 @@ class TeacherForcing:
         noisy = (1 - sigma) * x0 + sigma * torch.randn_like(x0)
         drift = self.context_noise * torch.rand(batch, 1, blocks, 1, 1, device=self.device).square().repeat_interleave(BLOCK, dim=2)
         clean = x0 + drift * torch.randn_like(x0)
-        x = torch.cat([torch.cat([clean, condition], 1), torch.cat([noisy, condition], 1)], dim=2)  # [B, 36, 2T, h, w]
-        timestep = torch.cat([torch.zeros_like(sigma[:, 0, :, 0, 0]), self.timesteps[per_latent]], dim=1)  # [B, 2T]
+        known = self.latents - BLOCK  # clean latents
+        x = torch.cat([torch.cat([clean, condition], 1)[:, :, :known], torch.cat([noisy, condition], 1)], dim=2)  # [B, 36, 2T - 3, h, w]
+        timestep = torch.cat([torch.zeros_like(sigma[:, 0, :known, 0, 0]), self.timesteps[per_latent]], dim=1)  # [B, 2T - 3]
         with torch.autocast(self.device.type, torch.bfloat16):
-            rows = (keyboard.repeat(1, 2, 1, 1), mouse.repeat(1, 2, 1, 1))  # both halves under the same actions
+            rows = [torch.cat([a[:, :known], a], dim=1) for a in (keyboard, mouse)]  # both halves under the same actions
             out = self.forward(x, timestep, *rows, self.positions, self.mask, plan=self.plan)
-        error = (out[:, :, self.latents :].float() - x0).square().mean((1, 3, 4))  # [B, T]
+        pose = windows.pose.to(self.device)
+        guess = self.guide.loss(torch.cat([pose[:, :known], pose], dim=1))  # [B, 2T - 3]
+        error = (out[:, :, known:].float() - x0).square().mean((1, 3, 4))  # [B, T]
         error = error.view(batch, blocks, BLOCK).mean(-1)
         counts = torch.ones_like(error)
         counts[~windows.from_start.to(self.device), 0] = 0
@@ -82,7 +92,11 @@ class TeacherForcing:
         for i, name in enumerate(("s1.00", "s0.91", "s0.71")):
             chosen = counts * (level == i)
             report[name] = (error.detach() * chosen).sum() / chosen.sum().clamp_min(1)
-        return (error * counts).sum() / counts.sum(), report
+        lost = guess[:, known:].view(batch, blocks, BLOCK).mean(-1)
+        lost = (lost * counts).sum() / counts.sum()
+        report |= {"pose": lost.detach(), "seen": guess[:, :known].detach().mean()}
+        loss = (error * counts).sum() / counts.sum()
+        return loss + self.guidance * (lost + guess[:, :known].mean()), report
 
 
 def main() -> None:
@@ -94,6 +108,8 @@ def main() -> None:
     parser.add_argument("--blocks", type=int, default=5)
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--context-noise", type=float, default=0.3)
+    parser.add_argument("--guidance", type=float, default=0.5, help="weight of the pose's error beside the picture's")
+    parser.add_argument("--guided-layer", type=int, default=4, help="whose tokens tell the pose")
     parser.add_argument("--first-clips", type=int, default=160, help="clips encoded before the first step")
     parser.add_argument("--grow-every", type=int, default=4, help="steps between two batches of four new clips")
     parser.add_argument("--most-clips", type=int, default=20000)
@@ -105,7 +121,8 @@ def main() -> None:
     run = TrainingRun(args.out, args.minutes)
     torch.manual_seed(0)  # of the fresh weights
     dit = garden_dit().to(device)
-    trainee = Trainee(dit, run, args.lr, args.lr / 2, 0.998, ADAMW, args.start_from)
+    guide = PoseGuide(dit, args.guided_layer).to(device)
+    trainee = Trainee(dit, run, args.lr, args.lr / 2, 0.998, (*ADAMW, "read"), args.start_from, helper=guide)
     torch.manual_seed(3000 + run.step)
     generator = torch.Generator().manual_seed(4000 + run.step)
     print(f"{sum(p.numel() for p in dit.parameters()) / 1e6:.2f} M parameters", flush=True)
@@ -116,8 +133,8 @@ def main() -> None:
         clips = clips.append(maker.make(2))
         print(f"\r{len(clips)} clips", end="", flush=True)
     print()
-    forcing = TeacherForcing(dit, BLOCK * args.blocks, device, args.context_noise, not args.no_compile)
-    level_weights = torch.tensor([0.5, 0.25, 0.25])
+    forcing = TeacherForcing(dit, guide, BLOCK * args.blocks, device, args.context_noise, args.guidance, not args.no_compile)
+    level_weights = torch.tensor([0.6, 0.2, 0.2])
     run.exclude_pause()
 
     def save() -> None:

@@ -73,7 +73,7 @@ def _slide(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
 
 # W S A D, and how often: walking ahead most, opposite keys never.
 _KEYS = (
-    ((0, 0, 0, 0), 0.30), ((1, 0, 0, 0), 0.32), ((0, 1, 0, 0), 0.10), ((0, 0, 1, 0), 0.08), ((0, 0, 0, 1), 0.08),
+    ((0, 0, 0, 0), 0.30), ((1, 0, 0, 0), 0.26), ((0, 1, 0, 0), 0.14), ((0, 0, 1, 0), 0.09), ((0, 0, 0, 1), 0.09),
     ((1, 0, 1, 0), 0.04), ((1, 0, 0, 1), 0.04), ((0, 1, 1, 0), 0.02), ((0, 1, 0, 1), 0.02),
 )  # fmt: skip
 
@@ -114,7 +114,7 @@ def random_actions(batch: int, frames: int, generator: torch.Generator) -> tuple
         return value * (kind < active) * world.FULL_MOUSE
 
     yaw = look(0.55).gather(1, held(4, 60))
-    pitch = look(0.25).gather(1, held(3, 20))
+    pitch = look(0.33).gather(1, held(4, 36))
     moving = (rand(batch, frames).gather(1, held(8, 96)) > 1 / 6) & (rand(batch, 1) > 1 / 16)
     mouse = torch.stack([pitch, yaw], dim=-1)
     return keyboard * moving[..., None], mouse * moving[..., None]

@@ -1,0 +1,229 @@
+"""Play a world: in a window, or headless; also `--list` and `--bench`."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import os
+import sys
+from collections.abc import Iterable
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from game import __version__
+from game.options import ConsoleProgress, UsageError, absolute, check_record, whole
+
+if TYPE_CHECKING:
+    from engine import Session, WorldConfig
+    from game.sessionfile import Script
+    from game.sinks import Background
+    from game.window import Window
+
+MAX_BLOCKS = 100_000_000
+PARTS = {"dit": "world model", "vae": "picture decoder", "vision": "image encoder"}  # of the weights, in words
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    world = parser.add_argument_group("the world")
+    world.add_argument("--world", default="garden", metavar="NAME", help="a bundled world or a yaml file of your own (garden)")
+    world.add_argument("--weights", type=Path, metavar="DIR", help="folder with the world's weights, if they are not bundled")
+    world.add_argument("--start", type=Path, metavar="IMAGE", help="start picture (the world's own)")
+    world.add_argument("--seed", type=whole(0, 2**63 - 1), default=0, metavar="N", help="same seed and actions, same dream (0)")
+    world.add_argument("--device", default="cpu", metavar="NAME", help="cpu, cuda, … (cpu)")
+    play = parser.add_argument_group("playing")
+    play.add_argument("--blocks", type=whole(1, MAX_BLOCKS), metavar="N", help="end after N blocks")
+    play.add_argument("--script", metavar="WORDS", help='actions instead of the keyboard, as words or a file of them: "w*3 w+l*2 idle j*4"')
+    play.add_argument("--headless", action="store_true", help="no window, as fast as it goes; plays a demo walk unless there is a script")
+    out = parser.add_argument_group("keeping it")
+    out.add_argument("--record", type=Path, metavar="FILE.mp4", help="film what is played")
+    out.add_argument("--dump", type=Path, metavar="DIR", help="every frame as PNG, and the actions in actions.jsonl")
+    out.add_argument("--overwrite", action="store_true", help="let --record and --dump replace what is there")
+    other = parser.add_argument_group("instead of playing")
+    other.add_argument("--list", action="store_true", help="the bundled worlds, and whether their weights are here")
+    other.add_argument("--bench", action="store_true", help="measure the speed over --blocks blocks (20)")
+    other.add_argument("--json", action="store_true", help="with --bench: numbers as JSON")
+    other.add_argument("--version", action="version", version=f"reverie {__version__}")
+
+
+def run(args: argparse.Namespace) -> int:
+    """What the options ask for; the exit status."""
+    _check(args)
+    if args.list:
+        return _list(args)
+    if args.bench:
+        return _bench(args)
+    if args.headless:
+        return _play_headless(args)
+    from game.window import NoDisplay
+
+    try:
+        return _play_window(args)
+    except NoDisplay as problem:
+        return _play_without_display(args, str(problem))
+
+
+def _check(args: argparse.Namespace) -> None:
+    """Whatever can be refused without loading anything."""
+    if args.json and not args.bench:
+        raise UsageError("--json goes with --bench")
+    if args.bench and (args.record or args.dump):
+        raise UsageError("--bench measures without --record and --dump")
+    if args.start is not None and not args.start.is_file():
+        raise UsageError(f"--start {args.start}: {'is a folder, not a picture' if args.start.is_dir() else 'no such file'}")
+    if args.record is not None:
+        check_record(args.record, args.overwrite)
+    if args.dump is not None:
+        if args.dump.exists() and not args.dump.is_dir():
+            raise UsageError(f"--dump {args.dump}: is not a folder")
+        if args.dump.is_dir() and any(args.dump.iterdir()) and not args.overwrite:
+            raise UsageError(f"--dump {args.dump}: is not empty; choose another folder or add --overwrite")
+        folder = absolute(args.dump)
+        place = next(folder for folder in (folder, *folder.parents) if folder.exists())
+        if not (place.is_dir() and os.access(place, os.W_OK)):
+            raise UsageError(f"--dump {args.dump}: nothing can be written into {place}")
+
+
+def _play_without_display(args: argparse.Namespace, problem: str) -> int:
+    from game.recorder import free_name
+
+    if os.environ.get("SDL_VIDEODRIVER"):
+        raise UsageError(f"no display: SDL_VIDEODRIVER={os.environ['SDL_VIDEODRIVER']} does not work ({problem})")
+    if args.record is None:
+        args.record = free_name("reverie-demo")
+        check_record(args.record, overwrite=False)
+    what = "the demo walk" if args.script is None else "the script"
+    print(f"reverie: no display ({problem}), so {what} is played into {args.record} instead", file=sys.stderr)
+    return _play_headless(args)
+
+
+def _play_headless(args: argparse.Namespace) -> int:
+    from engine import load_config
+    from game.headless import play_headless
+    from game.sessionfile import demo_script
+
+    config = load_config(args.world)
+    script = _script(args, config) or demo_script(config.actions.keys)
+    session = _open_session(args, config, ConsoleProgress(config.name))
+    sinks = _sinks(args, wait=True)
+    tally = play_headless(session, config, script, args.blocks or len(script), sinks)
+    speed = f"{tally.fps:.1f} fps ({tally.fps / config.fps:.2f} x the native {config.fps})"
+    print(f"{config.name}: {tally.blocks} blocks, {tally.frames} frames in {tally.seconds:.2f} s = {speed}")
+    _tell_written(args, sinks)
+    return 0
+
+
+def _play_window(args: argparse.Namespace) -> int:
+    from game.splash import wait_behind
+    from game.window import Window
+
+    bundled = (resources.files("configs") / f"{args.world}.yaml").is_file()
+    if not bundled or args.script is not None:  # may be refused: better before a window opens
+        from engine import load_config
+
+        _script(args, load_config(args.world))
+    window = Window("Reverie")
+    try:
+        if not wait_behind(window, lambda: importlib.import_module("engine"), "waking up"):
+            return 0
+        return _play_in(window, args)
+    finally:
+        window.close()
+
+
+def _play_in(window: Window, args: argparse.Namespace) -> int:
+    from engine import load_config
+    from game.events import help_columns
+    from game.player import Game
+
+    config = load_config(args.world)
+    print(f"{config.title}. {config.about}".strip())
+    for column in help_columns(config.actions):
+        print("  " + ", ".join(f"{key} {does}" for key, does in column))
+    console = ConsoleProgress(config.name)
+
+    def open_session(report) -> Session:
+        return _open_session(args, config, lambda what, part: (console(what, part), report(what, part)))
+
+    sinks = _sinks(args, wait=False)
+    game = Game(window, config, open_session, _script(args, config), args.blocks, sinks)
+    try:
+        game.run()
+    except KeyboardInterrupt:  # the sinks are closed all the same
+        _tell_written(args, sinks)
+        raise
+    _tell_written(args, sinks)
+    return 0
+
+
+def _tell_written(args: argparse.Namespace, sinks: Iterable[Background]) -> None:
+    """Name the files this run has left; one that was there before and got nothing new is not among them."""
+    for path, background in zip(filter(None, (args.record, args.dump)), sinks, strict=True):
+        if background.sink.frames:
+            print(f"written: {path}")
+
+
+def _open_session(args: argparse.Namespace, config: WorldConfig, progress) -> Session:
+    from engine import World, load_picture
+
+    if args.start is not None:  # looked at before gigabytes of weights are read
+        load_picture(args.start, config.height, config.width)
+    elif config.start is None and args.weights is not None:
+        raise UsageError(f"the world {config.name} has no start picture of its own; give one with --start FILE")
+
+    def named(part: str, done: float) -> None:
+        progress(PARTS.get(part, part), done)
+
+    world = World.load(config, weights=args.weights, device=args.device, progress=named)
+    progress("start picture", 0.0)
+    session = world.session(seed=args.seed, start=args.start)
+    progress("start picture", 1.0)
+    return session
+
+
+def _script(args: argparse.Namespace, config: WorldConfig) -> Script | None:
+    from game.sessionfile import read_script
+
+    return None if args.script is None else read_script(args.script, config.actions.keys)
+
+
+def _sinks(args: argparse.Namespace, wait: bool) -> list[Background]:
+    from game.recorder import Recorder
+    from game.sinks import Background, Dump
+
+    sinks: list[Background] = []
+    if args.record is not None:
+        sinks.append(Background(Recorder(args.record), wait))
+    if args.dump is not None:
+        sinks.append(Background(Dump(args.dump, args.overwrite), wait))
+    return sinks
+
+
+def _list(args: argparse.Namespace) -> int:
+    from engine import WorldError, list_worlds, load_config
+
+    for name in list_worlds():
+        try:
+            config = load_config(name)
+        except WorldError as error:
+            print(f"{name:<12}{error}")
+            continue
+        folder = args.weights or config.folder
+        files = (*config.weights.dit, *config.weights.vae, *config.weights.vision)
+        here = all((folder / file).is_file() or (folder / Path(file).name).is_file() for file in files)
+        size = f"{config.width}x{config.height}"
+        print(f"{name:<12}{size:>8}{config.fps:>4} fps  weights {'here   ' if here else 'missing'}  {config.title}")
+    return 0
+
+
+def _bench(args: argparse.Namespace) -> int:
+    from engine import Action, benchmark, load_config
+
+    config = load_config(args.world)
+    script = _script(args, config)
+    session = _open_session(args, config, ConsoleProgress(config.name))
+    action_of = None if script is None else (lambda block: Action(script.at(block % len(script))))
+    report = benchmark(session, args.blocks or 20, action_of)
+    print(json.dumps(report.to_dict(), indent=2) if args.json else report.to_text())
+    return 0

@@ -1,0 +1,72 @@
+"""What the command lines share: a parser that refuses in one line, types of arguments, checks of places to write to."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+from typing import NoReturn
+
+
+class UsageError(Exception):
+    """What was asked for cannot be done; one line."""
+
+
+class Parser(argparse.ArgumentParser):
+    """Raises `UsageError` where argparse would print usage and exit."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message} (--help lists the options)")
+
+
+def whole(low: int, high: int):
+    """An argparse type: whole numbers from ``low`` to ``high``."""
+
+    def parse(text: str) -> int:
+        if len(text) > 30 or not text.strip().lstrip("+-").isdecimal():
+            raise argparse.ArgumentTypeError(f"must be a whole number, not {text[:40]!r}")
+        if not low <= int(text) <= high:
+            raise argparse.ArgumentTypeError(f"must be from {low} to {high}, not {int(text)}")
+        return int(text)
+
+    return parse
+
+
+def check_record(path: Path, overwrite: bool) -> None:
+    """Refuse what ``--record`` could not write to, before anything is loaded."""
+    if path.suffix.lower() != ".mp4":
+        raise UsageError(f"--record {path}: the name must end in .mp4")
+    folder = absolute(path).parent
+    if not folder.is_dir():
+        raise UsageError(f"--record {path}: there is no folder {folder}")
+    if not os.access(folder, os.W_OK):
+        raise UsageError(f"--record {path}: the folder {folder} cannot be written to")
+    if path.is_dir():
+        raise UsageError(f"--record {path}: is a folder")
+    if path.exists() and not overwrite:
+        raise UsageError(f"--record {path}: exists already; choose another name or add --overwrite")
+
+
+def absolute(path: Path) -> Path:
+    """The whole path; the current folder may have been removed."""
+    try:
+        return path.absolute()
+    except FileNotFoundError:
+        raise UsageError(f"{path}: the current folder does not exist any more") from None
+
+
+class ConsoleProgress:
+    """Loading, told on stderr: one moving line in a terminal, one line a part elsewhere."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._told = ""
+
+    def __call__(self, what: str, part: float) -> None:
+        if sys.stderr.isatty():
+            end = "\n" if part >= 1 else ""
+            print(f"\rloading {self._name}: {what:<14}{part:>5.0%}", end=end, file=sys.stderr, flush=True)
+        elif what != self._told:
+            self._told = what
+            print(f"loading {self._name}: {what}", file=sys.stderr, flush=True)

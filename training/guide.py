@@ -1,0 +1,58 @@
+"""A helper for the first hours of training: it asks the denoiser's middle layer where it stands.
+
+A picture of the garden is a function of four numbers (place, heading, pitch). Learning from pixels alone, the denoiser
+must find that out for itself, and blurs until it does. So a linear head reads every token in the middle of the network
+and is trained, with the network, to tell the pose: as what can be seen from it, the directions and distances of things.
+The head is not part of the model: it is saved with the run and never exported.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from models.dit import DiT
+from training.simulator import world
+
+_LANDMARKS = [(t.x, t.y) for t in world.THINGS] + [(world.POND.x, world.POND.y)]
+FEATURES = 15 + 3 * len(_LANDMARKS)
+SOFTNESS = 0.02  # errors far below it count squared, far above it linearly
+
+
+def pose_features(pose: Tensor) -> Tensor:
+    """Poses [..., 4] (x, y, yaw, pitch) as numbers of about unit size [..., FEATURES]."""
+    x, y, yaw, pitch = pose.unbind(-1)
+    middle = world.SIZE / 2
+    dx, dy, c, s = (middle - x) / middle, (middle - y) / middle, yaw.cos(), yaw.sin()
+    features = [c, s, dx, dy, dx * c + dy * s, dy * c - dx * s, pitch / world.PITCH_LIMIT]
+    features += [f(k * yaw) for k in (2, 4) for f in (torch.cos, torch.sin)]
+    features += [f(v * torch.pi) for v in (dx, dy) for f in (torch.cos, torch.sin)]
+    for lx, ly in _LANDMARKS:
+        ox, oy = lx - x, ly - y
+        ahead, aside = ox * c + oy * s, oy * c - ox * s
+        distance = torch.hypot(ox, oy).clamp_min(0.3)
+        features += [ahead / distance, aside / distance, 0.8 / distance]
+    return torch.stack(features, dim=-1)
+
+
+class PoseGuide(nn.Module):
+    """Listens to one layer of a denoiser; `loss` compares what its tokens know with the pose."""
+
+    def __init__(self, dit: DiT, layer: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(dit.config.dim)
+        self.read = nn.Linear(dit.config.dim, FEATURES)
+        self._tokens: Tensor | None = None
+        dit.blocks[layer].register_forward_hook(self._listen)
+
+    def _listen(self, _layer: nn.Module, _inputs: tuple, tokens: Tensor) -> None:
+        self._tokens = tokens  # [B, T, S, dim]
+
+    def loss(self, pose: Tensor) -> Tensor:
+        """Error per latent [B, T] of the last forward pass against poses [B, T, 4]."""
+        if self._tokens is None:
+            raise RuntimeError("the guide has heard nothing yet: run the denoiser first")
+        told = self.read(self.norm(self._tokens.float()))  # [B, T, S, features]
+        self._tokens = None
+        error = told - pose_features(pose)[:, :, None]
+        return ((error.square() + SOFTNESS**2).sqrt() - SOFTNESS).mean((2, 3))
