@@ -15,7 +15,7 @@ from engine.conditioning import StartCondition, encode_start
 from engine.config import WorldConfig, list_worlds, load_config
 from engine.picture import Picture, load_picture
 from engine.session import Session
-from models.checkpoint import Module, build_empty, check_weights, load_into
+from models.checkpoint import Module, build_empty, check_weights, load_into, sha256
 from models.dit import DiT
 from models.errors import WeightError, WorldError, one_line
 from models.kv_cache import DiTCache
@@ -74,6 +74,10 @@ class World:
         Raises WorldError when the picture cannot be used.
         """
         return Session(self, seed, start)
+
+    def weight_hashes(self) -> dict[str, str]:
+        """sha256 of every weight file in use, by part and file name, such as ``dit/dit.safetensors``."""
+        return {f"{part}/{file.name}": sha256(file) for part, files in self.files.items() for file in files}
 
     def condition(self, start: Picture | None) -> StartCondition:
         """The start picture encoded, once, for a session of any length."""

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Protocol
+from typing import IO, Literal, Protocol
 
 import numpy as np
 from PIL import Image
@@ -21,16 +21,27 @@ from game.controls import Sample
 FRAME_NAME = re.compile(r"frame_([0-9]{6}|[1-9][0-9]{6,})\.png")
 
 
+@dataclass(frozen=True)
+class Origin:
+    """Where the first block of an epoch goes on from: the start picture, a block of an earlier epoch, or a loaded snapshot."""
+
+    kind: Literal["start", "rewind", "load"]
+    block: int = 0  # the first block made in this epoch
+    parent: int | None = None  # of a rewind: the epoch whose blocks 0 .. block - 1 stay
+    snapshot: str | None = None  # of a load: sha256 of the snapshot
+
+
 @dataclass(frozen=True, eq=False)
 class Block:
     """One block as it came out of the world. Times are in seconds of `time.perf_counter`."""
 
-    epoch: int  # counts restarts
-    index: int  # from 0 in each epoch
+    epoch: int  # counts restarts, rewinds and loads
+    index: int  # from 0 at the start picture
     first_frame: int  # number of its first frame, from 0 in each epoch
     sample: Sample
     frames: np.ndarray  # [9 | 12, H, W, 3] uint8
     finished_at: float
+    origin: Origin | None = None  # set on the first block of each epoch
 
     @property
     def seconds(self) -> float:
