@@ -62,7 +62,8 @@ def test_a_config_can_be_changed_before_loading(tiny_yaml: Path) -> None:
 @pytest.mark.parametrize("name", ["universal", "gta_drive", "templerun"])
 def test_published_worlds_say_where_their_weights_are(name: str, tmp_path: Path) -> None:
     assert refusal(name, WeightError) == (
-        f"the weights of {name} are not bundled: get Skywork/Matrix-Game-2.0 from huggingface.co, then give its folder with --weights"
+        f"the weights of {name} are not bundled: get Skywork/Matrix-Game-2.0 from huggingface.co, then give its folder with --weights, "
+        "or let --fetch download what is needed"
     )
     message = refusal(name, WeightError, weights=tmp_path)
     assert f"in {tmp_path}; the world {name} needs" in message and "Wan2.1_VAE.pth" in message
@@ -89,7 +90,15 @@ def test_weights_folder(tiny_yaml: Path, tmp_path: Path) -> None:
     World.load(tiny_yaml, weights=str(elsewhere))
     assert "is not there" in refusal(tiny_yaml, WeightError, weights=tmp_path / "nowhere")
     assert "is not there" in refusal(tiny_yaml, WeightError, weights="x" * 5000)
-    assert "is a file; give the folder that holds dit.safetensors" in refusal(tiny_yaml, WeightError, weights=elsewhere / "dit.safetensors")
+    said = refusal(tiny_yaml, WeightError, weights=elsewhere / "dit.safetensors")
+    assert f"is a file; give its folder, {elsewhere}" in said
+    said = refusal(tiny_yaml, WeightError, weights=Path(shutil.copy(elsewhere / "dit.safetensors", tmp_path / "other.safetensors")))
+    assert "is a file; give the folder that holds dit.safetensors" in said
+    (elsewhere / "vae.safetensors").rename(elsewhere / "vae.safetensors.part")
+    said = refusal(tiny_yaml, WeightError, weights=elsewhere)
+    assert "there is no vae.safetensors in" in said and "vae.safetensors.part of a download that did not finish" in said
+    (elsewhere / "deeper").mkdir()
+    assert f"is {elsewhere} the folder you mean?" in refusal(tiny_yaml, WeightError, weights=elsewhere / "deeper")
 
 
 def test_device_and_dtype(tiny_yaml: Path) -> None:
@@ -141,7 +150,8 @@ def test_missing_truncated_and_empty_files(own_copy: Path, name: str) -> None:
     data = path.read_bytes()
     for cut in (len(data) - 1, len(data) // 2, 100, 5):
         path.write_bytes(data[:cut])
-        assert f"{path} is damaged or not a weight file" in refusal(own_copy, WeightError)
+        said = refusal(own_copy, WeightError)
+        assert f"{path} is a half download: {cut:,} bytes" in said if cut > 8 else f"{path} is damaged or not a weight file" in said
     path.write_bytes(b"")
     assert f"{path} is empty" in refusal(own_copy, WeightError)
     path.unlink()
@@ -156,9 +166,10 @@ def test_weights_of_another_world(own_copy: Path, tmp_path: Path) -> None:
     (tmp_path / "other").mkdir()
     other = write_tiny_world(tmp_path / "other", change=more_keys)
     message = refusal(own_copy, WeightError, weights=other.parent)
-    assert "is [4, 5] instead of [4, 4]" in message and "weights of another world" in message
+    assert "is a denoiser of width 32 with 1 layers and 5 keys and a mouse, not a denoiser of width 32 with 1 layers and 4 keys" in message
+    assert "is [4, 5] instead of [4, 4]" in message
     shutil.copy(own_copy.parent / "vae.safetensors", own_copy.parent / "dit.safetensors")
-    assert "these are not the weights of this world" in refusal(own_copy, WeightError)
+    assert "dit.safetensors is a VAE of width 4, not a denoiser of width 32" in refusal(own_copy, WeightError)
 
 
 def test_cheap_checks_come_first(own_copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
