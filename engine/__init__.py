@@ -3,6 +3,7 @@
 from engine.actions import Action, ActionSpace
 from engine.bench import BenchReport, benchmark
 from engine.config import WorldConfig, list_worlds, load_config
+from engine.inspect import compare_weights, inspect_weights, weight_files
 from engine.picture import load_picture
 from engine.session import Session
 from engine.world import World
@@ -17,7 +18,10 @@ __all__ = [
     "WorldConfig",
     "WorldError",
     "benchmark",
+    "compare_weights",
+    "inspect_weights",
     "list_worlds",
     "load_config",
     "load_picture",
+    "weight_files",
 ]

@@ -21,12 +21,14 @@ from typing import NoReturn
 from game.options import Parser
 
 SCREENSHOT_SECONDS = 2.0  # how long the end waits for screenshots still being written
-COMMANDS: dict[str, str] = {}  # beside playing, which needs no word
+COMMANDS: dict[str, str] = {"inspect": "what is this weight file? are these two the same?"}  # beside playing, which needs no word
 
 
 def _command(name: str) -> ModuleType:
     """The module behind a word of `COMMANDS`, or behind playing."""
     match name:
+        case "inspect":
+            from game.commands import inspect as command
         case _:
             from game.commands import play as command
     return command

@@ -15,7 +15,7 @@ ZIP, ZIP_END = b"PK\x03\x04", b"PK\x05\x06"
 def refuse_other_kinds(path: Path) -> None:
     """Raise WeightError, with what it is and what to do, unless the file may be a weight file of the kind its name says."""
     if path.is_dir():
-        raise WeightError(f"{path} is a folder, not a weight file; give a {' or '.join(KINDS)} file in it")
+        raise WeightError(f"{path} is a folder, not a weight file; give a .safetensors or .pth file in it")
     try:
         with open(path, "rb") as file:
             head = file.read(4096)
