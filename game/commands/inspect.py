@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -47,7 +48,7 @@ def _compare(args: argparse.Namespace) -> int:
 
     progress = ConsoleProgress(args.file.name, "comparing")
     found = compare_weights(args.file, args.other, progress=lambda part: progress("numbers", part))
-    print(json.dumps({**asdict(found), "equal": found.equal}, indent=2) if args.json else _comparison(found, args))
+    print(json.dumps(_finite({**asdict(found), "equal": found.equal}), indent=2) if args.json else _comparison(found, args))
     return 0
 
 
@@ -130,6 +131,15 @@ def _names(title: str, names: list[str], show: int) -> list[str]:
         return []
     more = [f"    … and {len(names) - show:,} more"] if len(names) > show else []
     return [f"  {title}: {len(names):,}", *(f"    {name[:200]}" for name in names[:show]), *more]
+
+
+def _finite(value: Any) -> Any:
+    """The same, infinite numbers as text: JSON has no word for them."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _plain(report: FileReport) -> dict[str, Any]:

@@ -29,6 +29,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     world = parser.add_argument_group("the world")
     world.add_argument("--world", default="garden", metavar="NAME", help="a bundled world or a yaml file of your own (garden)")
     world.add_argument("--weights", type=Path, metavar="DIR", help="folder with the world's weights, if they are not bundled")
+    world.add_argument("--fetch", action="store_true", help="download the world's weights first, as far as they are not here yet")
     world.add_argument("--start", type=Path, metavar="IMAGE", help="start picture (the world's own)")
     world.add_argument("--seed", type=whole(0, 2**63 - 1), default=0, metavar="N", help="same seed and actions, same dream (0)")
     world.add_argument("--device", default="cpu", metavar="NAME", help="cpu, cuda, … (cpu)")
@@ -52,6 +53,8 @@ def run(args: argparse.Namespace) -> int:
     _check(args)
     if args.list:
         return _list(args)
+    if args.fetch:
+        args.weights = _fetch(args)
     if args.bench:
         return _bench(args)
     if args.headless:
@@ -70,6 +73,8 @@ def _check(args: argparse.Namespace) -> None:
         raise UsageError("--json goes with --bench")
     if args.bench and (args.record or args.dump):
         raise UsageError("--bench measures without --record and --dump")
+    if args.fetch and args.weights is not None:
+        raise UsageError("--fetch keeps the weights in huggingface's cache; leave --weights out")
     if args.start is not None and not args.start.is_file():
         raise UsageError(f"--start {args.start}: {'is a folder, not a picture' if args.start.is_dir() else 'no such file'}")
     if args.record is not None:
@@ -180,6 +185,19 @@ def _open_session(args: argparse.Namespace, config: WorldConfig, progress) -> Se
     session = world.session(seed=args.seed, start=args.start)
     progress("start picture", 1.0)
     return session
+
+
+def _fetch(args: argparse.Namespace) -> Path:
+    """The folder with the world's weights, downloaded where they were not here."""
+    from engine import load_config
+    from game.fetch import fetch, repository
+
+    config = load_config(args.world)
+    repo = repository(config.weights.source)
+    if repo is None:
+        here = "come with it" if config.weights.source is None else f"are not on huggingface.co but: {config.weights.source}"
+        raise UsageError(f"--fetch: the weights of the world {config.name} {here}; play without --fetch")
+    return fetch(repo, list(dict.fromkeys((*config.weights.dit, *config.weights.vae, *config.weights.vision))))
 
 
 def _script(args: argparse.Namespace, config: WorldConfig) -> Script | None:
