@@ -40,9 +40,8 @@ class FakeHub:
 
     def downloads(self) -> list[tuple[str, str | None]]:
         """(file, Range) of every download; the library also asks for a thing or two of its own."""
-        return [
-            (path.rpartition("/")[2], headers.get("range")) for method, path, headers in self.asked if method == "GET" and "/cdn/" in path
-        ]
+        files = [(path, headers) for method, path, headers in self.asked if method == "GET" and "/cdn/" in path]
+        return [(path.rpartition("/")[2], headers.get("range")) for path, headers in files]
 
 
 class Handler(BaseHTTPRequestHandler):
