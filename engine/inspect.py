@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -179,9 +180,15 @@ def nearest_model(shapes: Shapes, models: Iterable[KnownModel]) -> Nearest | Non
 def _parts(config: WorldConfig) -> dict[str, Shapes]:
     parts = {"dit": (DiT, config.model), "vae": (VAE, config.vae), "vision": (VisionEncoder, config.vision)}
     try:
-        return {part: shapes_of(build_empty(kind, sizes)) for part, (kind, sizes) in parts.items() if sizes is not None}
+        return {part: _shapes(kind, sizes) for part, (kind, sizes) in parts.items() if sizes is not None}
     except (RuntimeError, ValueError, OverflowError) as error:
         raise WorldError(f"no model can be built of the sizes in {config.file}: {str(error)[:120]}") from None
+
+
+@lru_cache(maxsize=64)
+def _shapes(kind: type, sizes: Hashable) -> Shapes:
+    """Worlds share their parts, and a folder has many files: each model is built once."""
+    return shapes_of(build_empty(kind, sizes))
 
 
 def _nonfinite(file: WeightFile, progress: Progress | None) -> dict[str, int]:
