@@ -51,17 +51,18 @@ def load_in_turn(
     module.requires_grad_(False)
     places = _rewritten(_find(paths, shapes_of(module), prefix, only), prefix if only else "")
 
-    def fill(names: Sequence[str]) -> None:
-        module.load_state_dict({name: _read(places[name], dtype, device) for name in names}, strict=False, assign=True)
+    def fill(own: nn.Module, start: str, names: Sequence[str]) -> None:
+        own.load_state_dict({name.removeprefix(start): _read(places[name], dtype, device) for name in names}, strict=False, assign=True)
 
-    def lend(part: str, names: Sequence[str]) -> None:
-        own = module.get_submodule(part)
-        own.register_forward_pre_hook(lambda *_: fill(names))
-        own.register_forward_hook(lambda *_: own.to_empty(device="meta") and None)
+    def empty(own: nn.Module, *_: object) -> None:
+        own.to_empty(device="meta")
 
     for part in parts:
-        lend(part, [name for name in places if name.startswith(f"{part}.")])
-    fill([name for name in places if not name.startswith(tuple(f"{part}." for part in parts))])
+        names = [name for name in places if name.startswith(f"{part}.")]
+        own = module.get_submodule(part)  # the hooks are given it and do not hold it: with its last user it is gone
+        own.register_forward_pre_hook(lambda own, _, start=f"{part}.", names=names: fill(own, start, names))
+        own.register_forward_hook(empty)
+    fill(module, "", [name for name in places if not name.startswith(tuple(f"{part}." for part in parts))])
 
 
 def check_weights(module: nn.Module, paths: Path | Sequence[Path], prefix: str = "model.", only: bool = False) -> None:

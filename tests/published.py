@@ -31,7 +31,8 @@ def write_world(folder: Path, world: str = "universal", **sizes: dict[str, Any])
     settings = yaml.safe_load((config_folder() / f"{world}.yaml").read_text())
     settings.update(height=64, width=96, dtype="float32")
     settings.pop("start", None)
-    for part, values in sizes.items():
+    for part, given in sizes.items():
+        values = dict(given)
         action = {**(settings[part] or {}).get("action", {}), **values.pop("action", {})}
         settings[part] = {**(settings[part] or {}), **values, **({"action": action} if action else {})}
     path = folder / f"small_{world}.yaml"

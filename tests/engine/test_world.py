@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
+import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -17,11 +19,12 @@ from safetensors.torch import load_file, save_file
 from engine import Action, World, WorldError, load_config
 from engine.picture import load_picture
 from engine.world import choose_dtype
-from models.checkpoint import build_empty
+from models.checkpoint import build_empty, load_into
 from models.dit import DiT
 from models.errors import WeightError
 from models.vae import VAE
-from models.vision import VisionEncoder
+from models.vision import VisionBlock, VisionConfig, VisionEncoder
+from tests.published import age, write_published, write_world
 from tests.tiny_world import random_weights, write_tiny_world
 
 Weights = dict[str, torch.Tensor]
@@ -202,6 +205,20 @@ def test_no_start_picture_of_its_own(own_copy: Path) -> None:
     assert len(world.session(start=np.zeros((40, 40, 3), np.uint8)).step()) == 9
 
 
+SMALL: dict[str, dict[str, Any]] = {
+    "model": {
+        "dim": 32,
+        "ffn_dim": 32,
+        "num_heads": 2,
+        "num_layers": 1,
+        "img_dim": 32,
+        "action": {"blocks": [0], "hidden": 32, "heads": 1},
+    },
+    "vae": {"dim": 4},
+    "vision": {"image_size": 28, "dim": 32, "out_dim": 8, "num_heads": 2, "num_layers": 3},
+}
+
+
 def with_image_tokens(settings: dict[str, Any]) -> None:
     settings["vision"] = {"image_size": 28, "patch_size": 14, "dim": 16, "num_heads": 2, "num_layers": 2}
     settings["model"].update(img_dim=16, prediction="velocity")
@@ -238,6 +255,46 @@ def test_the_published_layout(tmp_path: Path) -> None:
     assert "there is no clip.pth in" in refusal(path, WeightError, weights=folder)
     torch.save(dict(list(vision.items())[1:]), folder / "clip.pth")
     assert "1 of" in refusal(path, WeightError, weights=folder)
+
+
+def test_the_image_encoder_leaves_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A block of it has weights only while it runs, and afterwards nothing of it is left; the tokens are those of the whole encoder."""
+    config = write_world(tmp_path, **SMALL)
+    write_published(tmp_path / "published", config)
+    world = World.load(config, weights=tmp_path / "published")
+    alive, seen = [], []
+    build, forward = VisionEncoder.__init__, VisionBlock.forward
+
+    def built(self: VisionEncoder, config: VisionConfig) -> None:
+        build(self, config)
+        alive.append(weakref.ref(self))
+
+    def watched(self: VisionBlock, x: torch.Tensor) -> torch.Tensor:
+        (encoder,) = (reference() for reference in alive if reference() is not None)
+        seen.append([block.norm1.weight.is_meta for block in encoder.transformer])
+        return forward(self, x)
+
+    monkeypatch.setattr(VisionEncoder, "__init__", built)
+    monkeypatch.setattr(VisionBlock, "forward", watched)
+    picture = torch.rand(1, 3, 1, 64, 96) * 2 - 1
+    tokens = world._visual_context(picture)
+    assert seen == [[False, True, True], [True, False, True]]  # the last block is never run, and never read
+    assert [reference() for reference in alive] == [None]  # without waiting for the garbage collector
+    monkeypatch.undo()
+    whole = build_empty(VisionEncoder, config.vision)
+    load_into(whole, world.files["vision"], prefix="visual.", only=True)
+    assert torch.equal(tokens, whole(picture[:, :, 0]))
+
+
+def test_hashes_of_weights(own_copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = {f"{part}/{part}.safetensors": own_copy.parent / f"{part}.safetensors" for part in ("dit", "vae")}
+    for file in files.values():
+        age(file)
+    world = World.load(own_copy)
+    expected = {name: hashlib.sha256(file.read_bytes()).hexdigest() for name, file in files.items()}
+    assert world.weight_hashes() == expected
+    monkeypatch.setattr("models.filecache.sha256", lambda _: pytest.fail("hashed again"))
+    assert world.weight_hashes() == expected
 
 
 def test_start_picture_formats_at_world_level(tiny_world: World, tmp_path: Path) -> None:
