@@ -3,7 +3,7 @@
 from engine.actions import Action, ActionSpace
 from engine.bench import BenchReport, benchmark
 from engine.config import WorldConfig, list_worlds, load_config
-from engine.inspect import compare_weights, inspect_weights, weight_files
+from engine.inspect import Comparison, FileReport, compare_weights, inspect_weights, weight_files
 from engine.picture import load_picture
 from engine.session import Session
 from engine.world import World
@@ -13,6 +13,8 @@ __all__ = [
     "Action",
     "ActionSpace",
     "BenchReport",
+    "Comparison",
+    "FileReport",
     "Session",
     "World",
     "WorldConfig",
