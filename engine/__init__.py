@@ -2,13 +2,16 @@
 
 from engine.actions import Action, ActionSpace
 from engine.bench import BenchReport, benchmark
-from engine.config import WorldConfig, list_worlds, load_config
-from engine.picture import load_picture
+from engine.clip import MAX_BLOCKS, check_clip
+from engine.config import WorldConfig, load_config
+from engine.picture import fit_frame, load_picture
 from engine.session import Session
 from engine.world import World
+from engine.worldfile import list_worlds
 from models.errors import WorldError
 
 __all__ = [
+    "MAX_BLOCKS",
     "Action",
     "ActionSpace",
     "BenchReport",
@@ -17,6 +20,8 @@ __all__ = [
     "WorldConfig",
     "WorldError",
     "benchmark",
+    "check_clip",
+    "fit_frame",
     "list_worlds",
     "load_config",
     "load_picture",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -10,13 +11,17 @@ import torch
 from torch import Tensor
 
 from engine.actions import IDLE, Action
+from engine.clip import check_clip, encode_clip
 from engine.clock import BlockClock
-from engine.conditioning import ConditionRing
+from engine.conditioning import ConditionRing, StartCondition
 from engine.sampler import BlockSampler, NoiseSource, SeededNoise
+from models.errors import WorldError
 
 if TYPE_CHECKING:
     from engine.picture import Picture
     from engine.world import World
+
+Past = tuple[tuple[Tensor, Action], ...]  # given blocks: their clean latents [1, z, n, h, w], and what was done meanwhile
 
 
 class Session:
@@ -39,6 +44,7 @@ class Session:
         self._ring = ConditionRing(action)
         self._cache = world.new_cache(self._start)
         self._decoder = world.vae.new_decoder_cache()
+        self._past: Past = ()
 
     @torch.inference_mode()
     def step(self, action: Action = IDLE) -> np.ndarray:
@@ -69,14 +75,67 @@ class Session:
         self.timings = watch.finish()
         return pictures
 
+    @torch.inference_mode()
+    def prefill(
+        self, clip: np.ndarray, actions: Sequence[Action] = (), progress: Callable[[float], None] | None = None
+    ) -> list[np.ndarray]:  # fmt: skip
+        """Begin with a given clip: the next block goes on from its end. Returns its blocks as `step` would have, as the world sees them.
+
+        ``clip`` `[F, H, W, 3]` (uint8, or float in [0, 1]) is cut and scaled like a start picture, which its first frame becomes.
+        Only whole blocks are used, `check_clip` says how many. ``actions`` are what was done in each; missing ones are idle.
+        ``progress`` is called with the part done, 0 to 1. Raises WorldError, and changes nothing, for a session already played,
+        a clip that cannot be used, more actions than blocks, or a key the world does not have.
+        """
+        config = self.world.config
+        if self.clock.block:
+            raise WorldError(f"a clip can only be given at the beginning, this session stands at block {self.clock.block}; reset it first")
+        blocks, _ = check_clip(clip, self.clock)
+        if len(actions) > blocks:
+            raise WorldError(f"{len(actions)} actions are too many for a clip of {blocks} blocks")
+        for action in actions:
+            config.actions.check(action.keys)
+        report = progress or (lambda part: None)
+        start = self.world.condition(clip[0])
+        latents = []
+        for part in encode_clip(self.world.vae, clip, self.clock, config.height, config.width, self.world.device):
+            latents.append(part)
+            report(len(latents) / blocks / 2)
+        past = tuple(zip(latents, [*actions, *[IDLE] * (blocks - len(actions))], strict=True))
+        return self._live_through(start, past, lambda done: report(0.5 + done / blocks / 2))
+
+    def _live_through(self, start: StartCondition, past: Past, report: Callable[[int], None] = lambda done: None) -> list[np.ndarray]:
+        """Commit clean latents block by block, at block 0, into all caches and the decoder's; all of it or nothing."""
+        clock, cache = self.clock, self._cache
+        ring, decoder = ConditionRing(self._ring.config), self.world.vae.new_decoder_cache()
+        images = [layer.image for layer in cache.layers]
+        pictures = []
+        try:
+            self.world.dit.precompute_context(start.visual_context, cache)
+            for latents, action in past:
+                rows = ring.hold(clock, *self.world.config.actions.to_model(action))
+                windows = ring.windows(clock, rows).to(self.world.device)
+                self._sampler.commit(clock, cache, start.block(clock), windows, latents)
+                pictures.append(to_uint8(self.world.vae.decode_block(latents, decoder)))
+                ring.commit(clock, rows)
+                clock = clock.next()
+                report(len(pictures))
+        except BaseException:
+            for layer, image in zip(cache.layers, images, strict=True):
+                layer.image = image
+            cache.clear()  # at block 0 nothing in it counts
+            raise
+        self._start, self._past, self._ring, self._decoder, self.clock = start, past, ring, decoder, clock
+        return pictures
+
+    @torch.inference_mode()
     def reset(self, seed: int | None = None, start: Picture | None = None) -> None:
-        """Begin again at block 0 of the next epoch, with the same seed and start picture unless others are given.
+        """Begin again in the next epoch, with the same seed and start picture (or clip, after it) unless others are given.
 
         Raises WorldError, and changes nothing, when the start picture cannot be used.
         """
         if start is not None:
             condition = self.world.condition(start)
-            self._cache, self._start = self.world.new_cache(condition), condition
+            self._cache, self._start, self._past = self.world.new_cache(condition), condition, ()
         if seed is not None:
             self.seed, self._noise = seed, SeededNoise(seed)
         self._cache.clear()
@@ -84,6 +143,8 @@ class Session:
         self._decoder = self.world.vae.new_decoder_cache()
         self.clock = self.clock.restarted()
         self.timings = {}
+        if self._past:
+            self._live_through(self._start, self._past)
 
 
 def to_uint8(frames: Tensor) -> np.ndarray:
@@ -103,6 +164,8 @@ class _Stopwatch:
     def lap(self, name: str) -> None:
         if self.device is not None and self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
+        elif self.device is not None and self.device.type == "mps":
+            torch.mps.synchronize()
         now = time.perf_counter()
         self.laps[name], self.last = now - self.last, now
 

@@ -8,13 +8,18 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from engine.actions import Action
+from engine.clip import check_clip
+from engine.clock import BlockClock
 from engine.conditioning import StartCondition, encode_start
-from engine.config import WorldConfig, list_worlds, load_config
+from engine.config import WorldConfig, load_config
 from engine.picture import Picture, load_picture
 from engine.session import Session
+from engine.worldfile import list_worlds
 from models.checkpoint import Module, build_empty, check_weights, load_into, sha256
 from models.dit import DiT
 from models.errors import WeightError, WorldError, one_line
@@ -68,12 +73,21 @@ class World:
         """Names of the bundled worlds."""
         return list_worlds()
 
-    def session(self, seed: int = 0, start: Picture | None = None) -> Session:
+    def session(self, seed: int | None = None, start: Picture | None = None, actions: Sequence[Action] = ()) -> Session:
         """A new game. ``start`` is an image file or an array `[H, W, 3]` (uint8, or float in [0, 1]); None: the world's own.
 
-        Raises WorldError when the picture cannot be used.
+        A clip `[F, H, W, 3]` of at least one block may be given instead: the game goes on from its end, see `Session.prefill` for
+        it and for ``actions``. Raises WorldError when picture or clip cannot be used.
         """
-        return Session(self, seed, start)
+        seed = self.config.seed if seed is None else seed
+        if not (isinstance(start, np.ndarray) and start.ndim == 4):
+            if len(actions):
+                raise WorldError("actions go with a clip to start from; a start picture has none")
+            return Session(self, seed, start)
+        check_clip(start, BlockClock(n=self.config.model.num_frame_per_block, r=self.config.vae.temporal_ratio))
+        session = Session(self, seed, start[0])
+        session.prefill(start, actions)
+        return session
 
     def weight_hashes(self) -> dict[str, str]:
         """sha256 of every weight file in use, by part and file name, such as ``dit/dit.safetensors``."""
@@ -101,9 +115,9 @@ class World:
         return StartCondition(latents, self.config.vae.temporal_ratio, self._visual_context(picture))
 
     def _own_start(self) -> Path:
-        if self.config.start is None:
-            raise WorldError(f"the world {self.config.name} has no start picture of its own; give one with --start FILE")
-        return self.config.folder / self.config.start
+        if self.config.start_file is None:
+            raise WorldError(self.config.start_missing())
+        return self.config.start_file
 
     @torch.inference_mode()
     def _visual_context(self, picture: Tensor) -> Tensor | None:
@@ -149,7 +163,8 @@ def _device(name: str) -> torch.device:
             device = torch.device(name)
             torch.empty(1, device=device).tolist()  # reading it back tells a real one from "meta"
     except Exception:
-        there = "cpu or cuda" if torch.cuda.is_available() else "cpu"
+        others = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+        there = " or ".join(["cpu", *(kind for kind, here in others.items() if here)])
         raise WorldError(f"there is no device {one_line(name, 80)!r} here; use {there}") from None
     return device
 
@@ -159,20 +174,22 @@ def _files(config: WorldConfig, weights: Path | None) -> Files:
     if weights is not None and not os.path.isdir(weights):  # unlike Path's own, it takes names of any length
         what = "a file" if os.path.exists(weights) else "not there"
         raise WeightError(f"--weights {one_line(weights, 200)} is {what}; give the folder that holds {config.weights.dit[0]}")
-    folder = weights or config.folder
     wanted = {"dit": config.weights.dit, "vae": config.weights.vae, "vision": config.weights.vision if config.vision else ()}
-    files = {part: [_place(folder, name) for name in names] for part, names in wanted.items()}
-    missing = [name for part, names in wanted.items() for name, file in zip(names, files[part], strict=True) if not file.is_file()]
+    files = {part: [_place(config.weight_folders(part, weights), name) for name in names] for part, names in wanted.items()}
+    missing = [(part, name) for part, names in wanted.items() for name, file in zip(names, files[part], strict=True) if not file.is_file()]
     if not missing:
         return files
+    part, name = missing[0]
+    folder = config.weight_folders(part, weights)[0]
     if weights is None and config.weights.source is not None:
         raise WeightError(f"the weights of {config.name} are not bundled: get {config.weights.source}, then give its folder with --weights")
-    raise WeightError(f"there is no {missing[0]} in {folder}; the world {config.name} needs {_listed(missing)}")
+    raise WeightError(f"there is no {name} in {folder}; the world {config.name} needs {_listed([name for _, name in missing])}")
 
 
-def _place(folder: Path, name: str) -> Path:
-    """``name`` in the folder, or directly in it without its own folders."""
-    return next((path for path in (folder / name, folder / Path(name).name) if path.is_file()), folder / name)
+def _place(folders: Sequence[Path], name: str) -> Path:
+    """``name`` in the first folder that has it, or directly in it without its own folders."""
+    places = [path for folder in folders for path in (folder / name, folder / Path(name).name)]
+    return next((path for path in places if path.is_file()), places[0])
 
 
 def _listed(names: Sequence[str]) -> str:
