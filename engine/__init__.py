@@ -2,7 +2,7 @@
 
 from engine.actions import Action, ActionSpace
 from engine.bench import BenchReport, benchmark
-from engine.clip import MAX_BLOCKS, check_clip
+from engine.clip import check_clip, clip_limit
 from engine.config import WorldConfig, load_config
 from engine.picture import fit_frame, load_picture
 from engine.session import Session
@@ -11,7 +11,6 @@ from engine.worldfile import list_worlds
 from models.errors import WorldError
 
 __all__ = [
-    "MAX_BLOCKS",
     "Action",
     "ActionSpace",
     "BenchReport",
@@ -21,6 +20,7 @@ __all__ = [
     "WorldError",
     "benchmark",
     "check_clip",
+    "clip_limit",
     "fit_frame",
     "list_worlds",
     "load_config",

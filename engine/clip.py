@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -25,6 +26,11 @@ def whole_blocks(frames: int, clock: BlockClock) -> tuple[int, int]:
     return blocks, clock.frames.start - first
 
 
+def clip_limit(clock: BlockClock) -> int:
+    """The most frames a clip from ``clock`` on may have, those left over included."""
+    return replace(clock, block=clock.block + MAX_BLOCKS).frames.stop - 1 - clock.frames.start
+
+
 def check_clip(clip: np.ndarray, clock: BlockClock) -> tuple[int, int]:
     """Whole blocks of the clip `[F, H, W, 3]` and their frames; what is left over is not used.
 
@@ -36,7 +42,7 @@ def check_clip(clip: np.ndarray, clock: BlockClock) -> tuple[int, int]:
     if blocks == 0:
         raise WorldError(f"the clip has {len(clip)} frames; at least {len(clock.frames)} are needed, a first block")
     if blocks > MAX_BLOCKS:
-        raise WorldError(f"the clip has {len(clip)} frames; at most {MAX_BLOCKS} blocks can be used, so give its last part alone")
+        raise WorldError(f"the clip is longer than {MAX_BLOCKS} blocks ({clip_limit(clock)} frames); give its last part alone")
     return blocks, used
 
 

@@ -11,6 +11,7 @@ from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from engine.actions import ActionSpace
+from engine.clock import BlockClock
 from engine.conditioning import HISTORY
 from engine.worldfile import Layer, asset_folder, config_folder, layer_of, merged, nested, read_layers
 from models.dit import DiTConfig
@@ -98,6 +99,11 @@ class WorldConfig:
     def start_file(self) -> Path | None:
         """The world's own start picture."""
         return None if self.start is None else self.folder / self.start
+
+    @property
+    def clock(self) -> BlockClock:
+        """The first block of a session."""
+        return BlockClock(n=self.model.num_frame_per_block, r=self.model.action.vae_time_ratio)
 
     def start_missing(self) -> str:
         """What to say where a start picture must be given."""

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from engine.actions import IDLE, Action
 from engine.clip import check_clip, encode_clip
-from engine.clock import BlockClock
 from engine.conditioning import ConditionRing, StartCondition
 from engine.sampler import BlockSampler, NoiseSource, SeededNoise
 from models.errors import WorldError
@@ -34,14 +33,13 @@ class Session:
     def __init__(self, world: World, seed: int = 0, start: Picture | None = None, noise: NoiseSource | None = None) -> None:
         self.world = world
         self.seed = seed
-        model, action = world.config.model, world.config.model.action
-        self.clock = BlockClock(n=model.num_frame_per_block, r=action.vae_time_ratio)
+        self.clock = world.config.clock
         self.timings: dict[str, float] = {}
         self.precise_timings = False
         self._noise = noise or SeededNoise(seed)
         self._sampler = BlockSampler(world.dit, world.config.sampler.steps, world.config.sampler.shift)
         self._start = world.condition(start)
-        self._ring = ConditionRing(action)
+        self._ring = ConditionRing(world.config.model.action)
         self._cache = world.new_cache(self._start)
         self._decoder = world.vae.new_decoder_cache()
         self._past: Past = ()
@@ -103,6 +101,7 @@ class Session:
         past = tuple(zip(latents, [*actions, *[IDLE] * (blocks - len(actions))], strict=True))
         return self._live_through(start, past, lambda done: report(0.5 + done / blocks / 2))
 
+    @torch.inference_mode()
     def _live_through(self, start: StartCondition, past: Past, report: Callable[[int], None] = lambda done: None) -> list[np.ndarray]:
         """Commit clean latents block by block, at block 0, into all caches and the decoder's; all of it or nothing."""
         clock, cache = self.clock, self._cache
@@ -127,7 +126,6 @@ class Session:
         self._start, self._past, self._ring, self._decoder, self.clock = start, past, ring, decoder, clock
         return pictures
 
-    @torch.inference_mode()
     def reset(self, seed: int | None = None, start: Picture | None = None) -> None:
         """Begin again in the next epoch, with the same seed and start picture (or clip, after it) unless others are given.
 

@@ -14,7 +14,6 @@ from torch import Tensor
 
 from engine.actions import Action
 from engine.clip import check_clip
-from engine.clock import BlockClock
 from engine.conditioning import StartCondition, encode_start
 from engine.config import WorldConfig, load_config
 from engine.picture import Picture, load_picture
@@ -84,7 +83,7 @@ class World:
             if len(actions):
                 raise WorldError("actions go with a clip to start from; a start picture has none")
             return Session(self, seed, start)
-        check_clip(start, BlockClock(n=self.config.model.num_frame_per_block, r=self.config.vae.temporal_ratio))
+        check_clip(start, self.config.clock)
         session = Session(self, seed, start[0])
         session.prefill(start, actions)
         return session

@@ -64,7 +64,7 @@ def help_columns(space: ActionSpace) -> tuple[list[tuple[str, str]], list[tuple[
     """(key, what it does) of the world and of the program."""
     world = [(key.upper(), does) for key, does in space.help]
     if space.has_look:
-        world.append(("Mouse", "look (click)"))
+        world.append(("Mouse", "look (click)" if space.look_scale[0] else "left and right (click)"))
     return world, [(shortcut.label, shortcut.does) for shortcut in SHORTCUTS]
 
 

@@ -92,14 +92,14 @@ class Game:
     # ---- between the threads
 
     def _take(self, block: int) -> Sample:
-        """The action for ``block``: from the script while it lasts, then from the player. Called by the world's thread."""
+        """The action for the ``block``-th block: from the script while it lasts, then from the player. Called by the world's thread."""
         sample = self.controls.sample()
         keys = None if self._script is None else self._script.at(block)
         return sample if keys is None else Sample(Action(keys), sample.sampled_at)
 
     def _on_block(self, block: Block) -> None:
         """The first frame of ``block`` is on screen."""
-        if self._script is not None and block.index == len(self._script):
+        if self._script is not None and block.index - self.presenter.first == len(self._script):
             self.window.toast("The script is over, the controls are yours")
         for sink in self._sinks:
             if sink not in self._sinks_opened:
@@ -212,7 +212,7 @@ class Game:
         return hud.HudState(
             keys=space.keys,
             held=self.controls.held,
-            acting=action.keys,
+            acting=space.acting(action),
             look=space.deflection(action) if space.has_look else None,
             fps=self.presenter.rate.value,
             native_fps=self.config.fps,

@@ -45,6 +45,7 @@ class Presenter:
         self._epoch = 0
         self._position = 0  # of the next frame in the block
         self._until: int | None = None
+        self.first = 0  # index of the first block of this epoch
         self.frozen = False
         self.block: Block | None = None  # the one being shown
         self.frame: np.ndarray | None = None  # [H, W, 3] uint8, on screen
@@ -80,7 +81,7 @@ class Presenter:
 
     def ended(self, now: float, limit: int) -> bool:
         """Whether ``limit`` blocks of this epoch have been shown, the last frame for its full time."""
-        if self.block is None or self.block.index + 1 < limit or self._position < len(self.block.frames):
+        if self.block is None or self.block.index + 1 - self.first < limit or self._position < len(self.block.frames):
             return False
         due = self._timeline.due(self._next_frame)
         return due is None or now >= due
@@ -104,7 +105,7 @@ class Presenter:
         changed = False
         while not self.frozen and self._available(now):
             due = self._timeline.due(self._next_frame)
-            if now < due and self._next_frame != 0:  # the very first is shown at once, even if the clock starts later
+            if now < due and (self._position or self.block.index != self.first):  # the very first is shown at once, whatever the clock
                 break
             if changed:
                 self.shown.skipped += 1
@@ -129,8 +130,9 @@ class Presenter:
         if block is None:
             return False
         due = self._timeline.due(block.first_frame)
-        if block.index == 0:
-            self._timeline.start(0, now + self._slack(len(block.frames)))  # the second block is begun now
+        if self.block is None:
+            self.first = block.index
+            self._timeline.start(block.first_frame, now + self._slack(len(block.frames)))  # the second block is begun now
         elif due is None or block.finished_at > due:
             self._timeline.start(block.first_frame, now)
             if self._until is None:

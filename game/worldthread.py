@@ -34,7 +34,10 @@ class WorldThread(threading.Thread):
         timeline: Timeline,
         limit: int | None = None,
     ) -> None:
-        """``load(progress)`` opens the session, ``take(block index)`` gives the action, ``limit`` is the number of blocks."""
+        """``load(progress)`` opens the session, ``take(n)`` gives the action of its n-th block, ``limit`` is the number of blocks.
+
+        Blocks are counted from where the session begins: after a clip that is not block 0.
+        """
         super().__init__(name="reverie-world", daemon=True)
         self.blocks: queue.Queue[Block] = queue.Queue(QUEUE_BLOCKS)
         self.estimate = Estimate()
@@ -50,6 +53,7 @@ class WorldThread(threading.Thread):
         self._stopping = False
         self.paused = False  # written by the window's thread alone
         self._steps = 0  # blocks to make in spite of the pause
+        self._first = 0  # block at which this epoch begins
         self._begun = 0  # blocks of this epoch, the one in the making included
 
     # ---- wishes of the window's thread
@@ -77,7 +81,7 @@ class WorldThread(threading.Thread):
         with self._changed:
             self._steps += 1
             self._changed.notify()
-            return self._begun + self._steps - 1
+            return max(self._begun, self._first) + self._steps - 1
 
     def stop(self, timeout: float = 10.0) -> bool:
         """End the thread; True if it ended within ``timeout`` seconds."""
@@ -110,14 +114,14 @@ class WorldThread(threading.Thread):
         self.progress = (what, fraction)
 
     def _play(self, session: Session) -> None:
-        epoch = 0
+        epoch, self._first = 0, session.clock.block
         while (wanted := self._wait(epoch, session.clock.block, session.clock.frames.start)) is not None:
             if wanted != epoch:
                 session.reset()
-                epoch = wanted
+                epoch, self._first = wanted, session.clock.block
                 continue
             clock = session.clock
-            sample = self._take(clock.block)
+            sample = self._take(clock.block - self._first)
             frames = session.step(sample.action)
             finished_at = time.perf_counter()
             self.estimate.add(finished_at - sample.sampled_at)
@@ -139,11 +143,11 @@ class WorldThread(threading.Thread):
 
     def _seconds_to_wait(self, block: int, frame: int) -> float | None:
         """Until ``block`` must be begun; None if that is not known yet."""
-        if self._limit is not None and block >= self._limit:
+        if self._limit is not None and block - self._first >= self._limit:
             return None
         if self.paused:
             return 0.0 if self._steps else None
-        if block == 0:
+        if block == self._first:
             return 0.0
         due = self._timeline.due(frame)
         return None if due is None else due - self.estimate.lead - time.perf_counter()
