@@ -21,12 +21,14 @@ from typing import NoReturn
 from game.options import Parser
 
 SCREENSHOT_SECONDS = 2.0  # how long the end waits for screenshots still being written
-COMMANDS: dict[str, str] = {}  # beside playing, which needs no word
+COMMANDS: dict[str, str] = {"diagnose": "looks for trouble in a film or a folder of pictures"}  # beside playing, which needs no word
 
 
 def _command(name: str) -> ModuleType:
     """The module behind a word of `COMMANDS`, or behind playing."""
     match name:
+        case "diagnose":
+            from game.commands import diagnose as command
         case _:
             from game.commands import play as command
     return command
