@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 PATCH = 8  # pixels a side
+LATENT = 4  # frames
 COLUMNS = {
     "mean": "mean grey, 0 to 255",
     "std": "standard deviation of grey",
@@ -54,11 +55,14 @@ class Meter:
 
 
 def border_steps(grey: np.ndarray) -> float:
-    """How much larger the steps between pixels are where patches meet than within them; the larger of both directions."""
+    """How much larger the steps between pixels are where patches meet than within them; the larger of both directions.
+
+    Medians, so that one straight edge of the scene that happens to lie on a border does not count.
+    """
     scores = []
     for steps in (np.abs(np.diff(grey, axis=1)).mean(0), np.abs(np.diff(grey, axis=0)).mean(1)):
         at_border = np.arange(len(steps)) % PATCH == PATCH - 1
-        scores.append((steps[at_border].mean() + 0.1) / (steps[~at_border].mean() + 0.1) if at_border.any() else 1.0)
+        scores.append((np.median(steps[at_border]) + 0.1) / (np.median(steps[~at_border]) + 0.1) if at_border.any() else 1.0)
     return float(max(scores))
 
 
@@ -92,7 +96,9 @@ class Limits:
     power: float = 5.0
     brightness_drift: float = 40.0  # grey levels between the first and the last second
     ratio_drift: float = 2.5  # of contrast, saturation or sharpness, either way
-    zigzag: float = 0.78
+    zigzag: float = 1.05
+    zigzag_share: float = 0.15  # of the moving frames
+    rhythm: float = 2.0
     share: float = 0.5  # of the frames (or moving frames) that must be over a limit
 
 
@@ -179,13 +185,23 @@ def _drifting(table: dict[str, np.ndarray], fps: float, limits: Limits) -> Troub
 
 def _flicker(table: dict[str, np.ndarray], fps: float, limits: Limits) -> Trouble:
     zigzag = table["zigzag"][np.isfinite(table["zigzag"])]
-    if len(zigzag) < 4:
+    if len(zigzag) < 2 * LATENT:
         return Trouble("flicker or time order", False, "hardly anything moves: cannot be told")
-    share = float((zigzag > limits.zigzag).mean())
+    share, rhythm = float((zigzag > limits.zigzag).mean()), latent_rhythm(table["difference"])
     return Trouble(
-        "flicker or time order", share > limits.share / 2,
-        f"{share:.0%} of moving frames are nearer to the frame before the last one (zigzag over {limits.zigzag:g})",
+        "flicker or time order", share > limits.zigzag_share or rhythm > limits.rhythm,
+        f"{share:.0%} of moving frames (trouble over {limits.zigzag_share:.0%}) are nearer to the one before that; one frame in {LATENT} "
+        f"moves {rhythm:.1f} x as far as the others (over {limits.rhythm:g} x)",
     )  # fmt: skip
+
+
+def latent_rhythm(difference: np.ndarray) -> float:
+    """How much further one frame in four moves than the other three: frames of one latent should not stick together."""
+    moves = difference[np.isfinite(difference)]
+    if len(moves) < 2 * LATENT:
+        return 1.0
+    phases = np.array([np.median(moves[phase::LATENT]) for phase in range(LATENT)])
+    return float(max((phase + 0.1) / ((phases.sum() - phase) / (LATENT - 1) + 0.1) for phase in phases))
 
 
 def _mean(values: Sequence[float] | np.ndarray) -> float:
