@@ -14,7 +14,7 @@ from models.errors import WorldError, one_line
 
 Picture = str | Path | np.ndarray  # a file, or [H, W, 3]: uint8, or float in [0, 1]
 
-KINDS = ("PNG", "JPEG", "MPO", "WEBP", "GIF", "BMP", "TIFF", "PPM", "TGA")  # PIL knows more; some of those run other programs
+KINDS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "TGA")  # PIL knows more; some of those run other programs
 SMALLEST = 16  # pixels a side
 LARGEST = 64_000_000  # pixels in all
 

@@ -98,7 +98,7 @@ class Limits:
     ratio_drift: float = 2.5  # of contrast, saturation or sharpness, either way
     zigzag: float = 1.05
     zigzag_share: float = 0.15  # of the moving frames
-    rhythm: float = 2.0
+    rhythm: float = 1.4  # a sound VAE reaches 1.26, one with the two frames of each doubling exchanged 1.56
     share: float = 0.5  # of the frames (or moving frames) that must be over a limit
 
 

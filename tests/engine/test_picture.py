@@ -212,14 +212,14 @@ def test_small_files_that_would_be_huge(tmp_path: Path) -> None:
     for width, height in ((50_000, 50_000), (2**31 - 1, 16), (16, 2**31 - 1), (9000, 8000)):
         bomb = png(tmp_path / "bomb.png", width, height, 8, 2, b"\0" * 1000)
         assert "is huge" in refusal(bomb) or "cannot read" in refusal(bomb)
-    text = b"words\0\0" + zlib.compress(b"\0" * 200_000_000, 9)
+    text = b"words\0\0" + zlib.compress(b"\0" * 60_000_000, 1)
     load_or_refuse = png(tmp_path / "text.png", 40, 40, 8, 0, b"".join(b"\0" + bytes(40) for _ in range(40)), (b"zTXt", text))
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     try:
         load_picture(load_or_refuse, 64, 112)
     except WorldError:
         pass
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000  # kB
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 40_000  # kB
     assert time.process_time() - begun < 3
 
 
