@@ -74,7 +74,7 @@ class AveragedWeights:
 
 
 def starting_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Tensor] | None]:
-    """Weights to begin from, and a helper's if there are any: a run's folder or its `last.pt` (the averaged ones), or exported safetensors."""
+    """Weights to begin from, and a helper's if there are any: a run's folder or its `last.pt` (averaged), or exported safetensors."""
     if path.suffix == ".safetensors":
         return {name: tensor.float() for name, tensor in load_file(path).items()}, None
     state = torch.load(path / "last.pt" if path.is_dir() else path, weights_only=True, map_location="cpu")
