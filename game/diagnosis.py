@@ -95,7 +95,8 @@ class Limits:
     checkerboard: float = 1.35
     power: float = 5.0
     brightness_drift: float = 40.0  # grey levels between the first and the last second
-    ratio_drift: float = 2.5  # of contrast, saturation or sharpness, either way
+    ratio_drift: float = 2.5  # of contrast or saturation, either way
+    sharpness_drift: float = 6.0  # the same of sharpness, which a walk up to a hedge may change by 5
     zigzag: float = 1.05
     zigzag_share: float = 0.15  # of the moving frames
     rhythm: float = 1.4  # a sound VAE reaches 1.26, one with the two frames of each doubling exchanged 1.56
@@ -177,9 +178,10 @@ def _drifting(table: dict[str, np.ndarray], fps: float, limits: Limits) -> Troub
     brightness = _mean(table["mean"][-second:]) - _mean(table["mean"][:second])
     floors = {"std": 4.0, "saturation": 4.0, "sharpness": 20.0}  # ratios of less than these are ratios of nothing
     ratios = {name: max(_mean(table[name][-second:]), low) / max(_mean(table[name][:second]), low) for name, low in floors.items()}
-    found = abs(brightness) > limits.brightness_drift or any(not 1 / limits.ratio_drift < r < limits.ratio_drift for r in ratios.values())
+    most = {name: limits.sharpness_drift if name == "sharpness" else limits.ratio_drift for name in floors}
+    found = abs(brightness) > limits.brightness_drift or any(not 1 / most[name] < ratio < most[name] for name, ratio in ratios.items())
     words = ", ".join(f"{'contrast' if name == 'std' else name} x {ratio:.2f}" for name, ratio in ratios.items())
-    limit = f"trouble over {limits.brightness_drift:g}, or x {limits.ratio_drift:g} either way"
+    limit = f"trouble over {limits.brightness_drift:g}, or x {limits.ratio_drift:g} either way, sharpness x {limits.sharpness_drift:g}"
     return Trouble("drifting", found, f"last second against the first: brightness {brightness:+.0f}, {words} ({limit})")
 
 
