@@ -23,6 +23,7 @@ from models.errors import WorldError, one_line
 from models.vae import VAE, VAEConfig
 
 if TYPE_CHECKING:
+    from engine.config import WorldConfig
     from engine.world import World
 
 FORMAT, VERSION = "reverie-snapshot", 1
@@ -59,6 +60,17 @@ class Snapshot:
         """
         head = {"format": FORMAT, "version": VERSION, **self.identity.known, "seed": int(self.seed), "block": self.block}
         return write(Path(path), self.tensors, head)
+
+    @staticmethod
+    def check_name(path: str | Path, config: WorldConfig) -> None:
+        """Raise WorldError if the file's header already tells that it is no snapshot, or of another world: before weights are read."""
+        try:
+            with StateFile(path) as file:
+                _check_head(file)
+                if file.head.get("world") != config.name:
+                    raise WorldError(f"{file.name} belongs to the world {_show(file.head.get('world'))}, this is {config.name}")
+        except OSError as error:
+            raise WorldError(f"cannot read {one_line(path, 200)}: {error.strerror or error}") from None
 
     @classmethod
     def load(cls, path: str | Path, world: World | None = None) -> Snapshot:
@@ -155,13 +167,18 @@ def decoder_layout(vae: VAEConfig, n: int, height: int, width: int, dtype: torch
     return tuple((slot, tuple(frames.shape)) for slot, frames in cache.tensors().items())
 
 
-def _read_head(file: StateFile, world: World | None) -> tuple[int, int, Identity]:
-    """Block, seed and identity, after finding that the tensors may be read."""
+def _check_head(file: StateFile) -> None:
     head, what = file.head, file.name
     if head.get("format") != FORMAT:
         raise WorldError(f"{what} is no snapshot of Reverie")
     if head.get("version") != VERSION or type(head["version"]) is not int:
         raise WorldError(f"{what} is of version {_show(head.get('version'))}, this Reverie reads version {VERSION}")
+
+
+def _read_head(file: StateFile, world: World | None) -> tuple[int, int, Identity]:
+    """Block, seed and identity, after finding that the tensors may be read."""
+    _check_head(file)
+    head, what = file.head, file.name
     block, seed, limit = head.get("block"), head.get("seed"), BLOCK_LIMIT
     if type(block) is not int or not 0 <= block <= limit:
         raise WorldError(f"{what}: block must be a whole number from 0 to {limit}, got {_show(block)}")
