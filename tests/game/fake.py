@@ -63,6 +63,7 @@ class FakeSession:
         values = np.array(self.clock.frames, dtype=np.int64) % 251
         self.last_frame = self._picture(self.clock.frames.stop - 1)
         self.clock = self.clock.next()
+        self.begun = max(self.begun, self.clock.block - self.kept)
         shape = (len(values), self.config.height, self.config.width, 3)
         return np.broadcast_to(values[:, None, None, None], shape).astype(np.uint8)
 
@@ -85,7 +86,7 @@ class FakeSession:
         self.begun, self.restored_from = snapshot.block, snapshot.sha256
 
     def rewind(self, blocks: int) -> None:
-        kept = min(self.kept, self.clock.block - self.begun)
+        kept = self.clock.block - self.begun
         if not 1 <= blocks <= kept:
             raise WorldError(f"cannot rewind {blocks} blocks: {kept} are kept")
         self._go_to(self.clock.block - blocks)

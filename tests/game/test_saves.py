@@ -212,8 +212,8 @@ def test_saved_and_left_at_once_is_saved(window: Window) -> None:
 
 
 def test_one_tap_goes_back_to_the_end_of_the_block_before(table) -> None:
-    play = table()
-    play.until(lambda: shown(play, 5))
+    play = table(FakeSession(FakeConfig(fps=200), seconds=0.1))
+    play.until(lambda: shown(play, 2))
     at = play.game.presenter.block.index
     press(play, BACKSPACE)
     lift(play, BACKSPACE)
