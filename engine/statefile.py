@@ -24,7 +24,7 @@ from torch import Tensor
 from models.errors import WorldError, one_line
 
 KEY = "reverie"  # of the json text among the file's metadata
-HEADER_LIMIT = 1 << 20  # bytes; the snapshot of a published world has about 30,000
+HEADER_LIMIT = 1 << 20  # bytes; there are some 200 tensors in the snapshot of a published world, at about 100 bytes each
 DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16, "U8": torch.uint8}
 WORDS = {kind: word for word, kind in DTYPES.items()}
 Layout = dict[str, tuple[torch.dtype, tuple[int, ...]]]  # of tensors, by name

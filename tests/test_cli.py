@@ -329,8 +329,10 @@ def test_cheap_answers_come_without_torch(tmp_path: Path) -> None:
 
 
 def test_going_on_from_a_saved_game(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from engine import Action, Snapshot, World
+    from engine import REWIND_MB, Action, Snapshot, World
+    from game.commands import play
 
+    assert play.REWIND_MB == REWIND_MB
     session = World.load(tiny).session(seed=3)
     for _ in range(4):
         session.step(Action(frozenset("w")))
