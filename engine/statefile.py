@@ -150,16 +150,17 @@ def _entry(entry: Any) -> Entry:
 @contextlib.contextmanager
 def _new_file(path: Path) -> Iterator[IO[bytes]]:
     """A file that takes the name ``path`` when all went well, and vanishes otherwise."""
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name[:40]}-", suffix=".part", delete=False) as file:
-        try:
+    file = tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name[:40]}-", suffix=".part", delete=False)
+    try:
+        with file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-            os.replace(file.name, path)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                os.unlink(file.name)
-            raise
+        os.replace(file.name, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(file.name)
+        raise
     with contextlib.suppress(OSError):  # the new name, too, should survive a power cut, where the system can do that
         folder = os.open(path.parent, os.O_RDONLY)
         try:

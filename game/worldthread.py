@@ -195,8 +195,9 @@ class WorldThread(threading.Thread):
         """Do what was wished for first."""
         wish = self._wishes.popleft()  # only this thread takes any out
         if wish is None:
-            if None in self._wishes:
-                return  # the player pressed twice
+            with self._changed:
+                if None in self._wishes:
+                    return  # the player pressed twice
             session.reset()
             with self._changed:
                 if None not in self._wishes:
