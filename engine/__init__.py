@@ -4,17 +4,21 @@ from engine.actions import Action, ActionSpace
 from engine.bench import BenchReport, benchmark
 from engine.clip import check_clip, clip_limit
 from engine.config import WorldConfig, load_config
+from engine.history import REWIND_MB
 from engine.picture import fit_frame, load_picture
 from engine.session import Session
+from engine.snapshot import Snapshot
 from engine.world import World
 from engine.worldfile import list_worlds
 from models.errors import WorldError
 
 __all__ = [
+    "REWIND_MB",
     "Action",
     "ActionSpace",
     "BenchReport",
     "Session",
+    "Snapshot",
     "World",
     "WorldConfig",
     "WorldError",

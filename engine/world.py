@@ -16,8 +16,10 @@ from engine.actions import Action
 from engine.clip import check_clip
 from engine.conditioning import StartCondition, encode_start
 from engine.config import WorldConfig, load_config
+from engine.history import REWIND_MB
 from engine.picture import Picture, load_picture
 from engine.session import Session
+from engine.snapshot import Snapshot
 from engine.worldfile import list_worlds
 from models.checkpoint import Module, build_empty, check_weights, load_into, sha256
 from models.dit import DiT
@@ -39,6 +41,7 @@ class World:
         self.files = files
         self.device, self.dtype = device, dtype
         self._default: StartCondition | None = None
+        self._hashes: dict[str, str] | None = None
 
     @classmethod
     def load(
@@ -72,25 +75,40 @@ class World:
         """Names of the bundled worlds."""
         return list_worlds()
 
-    def session(self, seed: int | None = None, start: Picture | None = None, actions: Sequence[Action] = ()) -> Session:
+    def session(
+        self, seed: int | None = None, start: Picture | None = None, actions: Sequence[Action] = (), rewind_mb: float = REWIND_MB
+    ) -> Session:  # fmt: skip
         """A new game. ``start`` is an image file or an array `[H, W, 3]` (uint8, or float in [0, 1]); None: the world's own.
 
         A clip `[F, H, W, 3]` of at least one block may be given instead: the game goes on from its end, see `Session.prefill` for
-        it and for ``actions``. Raises WorldError when picture or clip cannot be used.
+        it and for ``actions``. ``rewind_mb`` is the host memory that `Session.rewind` may use, in 10⁶ bytes; 0 turns it off.
+        Raises WorldError when picture or clip cannot be used.
         """
         seed = self.config.seed if seed is None else seed
         if not (isinstance(start, np.ndarray) and start.ndim == 4):
             if len(actions):
                 raise WorldError("actions go with a clip to start from; a start picture has none")
-            return Session(self, seed, start)
+            return Session(self, seed, start, rewind_mb=rewind_mb)
         check_clip(start, self.config.clock)
-        session = Session(self, seed, start[0])
+        session = Session(self, seed, start[0], rewind_mb=rewind_mb)
         session.prefill(start, actions)
         return session
 
+    def resume(self, snapshot: Snapshot, rewind_mb: float = REWIND_MB) -> Session:
+        """A game that goes on from ``snapshot``, start picture and seed included. Raises WorldError unless it was taken in this world."""
+        snapshot.check(self)
+        latents, tokens = (snapshot.tensors.get(name) for name in ("start.latents", "start.visual_context"))
+        tokens = None if tokens is None else tokens.to(self.device)
+        start = StartCondition(latents.to(self.device), self.config.vae.temporal_ratio, tokens)
+        session = Session(self, snapshot.seed, start, rewind_mb=rewind_mb)
+        session.restore(snapshot)
+        return session
+
     def weight_hashes(self) -> dict[str, str]:
-        """sha256 of every weight file in use, by part and file name, such as ``dit/dit.safetensors``."""
-        return {f"{part}/{file.name}": sha256(file) for part, files in self.files.items() for file in files}
+        """sha256 of every weight file in use, by part and file name, such as ``dit/dit.safetensors``. Read once."""
+        if self._hashes is None:
+            self._hashes = {f"{part}/{file.name}": sha256(file) for part, files in self.files.items() for file in files}
+        return self._hashes
 
     def condition(self, start: Picture | None) -> StartCondition:
         """The start picture encoded, once, for a session of any length."""

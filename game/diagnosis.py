@@ -92,7 +92,7 @@ class Limits:
     still_seconds: float = 2.0  # of standing still that are suspicious; a player who rests is no fault
     contrast: float = 12.0  # standard deviation under which a picture is washed out
     noise: float = 3.0  # variance of the Laplacian over that of the picture; white noise has 20, pictures well under 1
-    checkerboard: float = 1.35
+    checkerboard: float = 2.0  # H.264 alone brings 1.5
     power: float = 5.0
     brightness_drift: float = 40.0  # grey levels between the first and the last second
     ratio_drift: float = 2.5  # of contrast or saturation, either way

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 MAX_BLOCKS = 100_000_000
 DTYPES = ("auto", "float32", "bfloat16", "float16")
+REWIND_MB = 512  # as in the engine, which takes seconds to import
 PARTS = {"dit": "world model", "vae": "picture decoder", "vision": "image encoder"}  # of the weights, in words
 
 
@@ -34,6 +35,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     world.add_argument("--weights", type=Path, metavar="DIR", help="folder with the world's weights, if they are not bundled")
     world.add_argument("--start", type=Path, metavar="FILE", help="start picture (the world's own), or a clip (mp4, …) to go on from")
     world.add_argument("--actions", type=Path, metavar="FILE", help="what was done in that clip: a script, one action a block (nothing)")
+    world.add_argument("--load", type=Path, metavar="FILE", help="go on from a saved game, with its start picture and seed")
     world.add_argument("--seed", type=whole(0, 2**63 - 1), metavar="N", help="same seed and actions, same dream (the world's, else 0)")
     world.add_argument("--device", default="cpu", metavar="NAME", help="cpu, cuda or mps (cpu)")
     world.add_argument(
@@ -47,6 +49,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     play = parser.add_argument_group("playing")
     play.add_argument("--blocks", type=whole(1, MAX_BLOCKS), metavar="N", help="end after N blocks")
     play.add_argument("--script", metavar="WORDS", help='actions instead of the keyboard, as words or a file of them: "w*3 w+l*2 idle j*4"')
+    play.add_argument("--rewind-mb", type=whole(0, 10**6), default=REWIND_MB, metavar="N", help=f"memory to rewind with ({REWIND_MB})")
     play.add_argument("--headless", action="store_true", help="no window, as fast as it goes; plays a demo walk unless there is a script")
     out = parser.add_argument_group("keeping it")
     out.add_argument("--record", type=Path, metavar="FILE.mp4", help="film what is played")
@@ -89,6 +92,13 @@ def _check(args: argparse.Namespace) -> None:
             raise UsageError("--actions goes with a clip: --start FILE.mp4")
         if not args.actions.is_file():
             raise UsageError(f"--actions {args.actions}: no such file")
+    if args.load is not None:
+        if args.start is not None:
+            raise UsageError("--load goes on from a saved game, --start begins another: give one of them")
+        if args.seed is not None:
+            raise UsageError("--load takes the seed of the saved game: leave --seed away")
+        if not args.load.is_file():
+            raise UsageError(f"--load {args.load}: {'is a folder, not a saved game' if args.load.is_dir() else 'no such file'}")
     if args.record is not None:
         check_record(args.record, args.overwrite)
     if args.dump is not None:
@@ -178,13 +188,15 @@ def _tell_written(args: argparse.Namespace, sinks: Iterable[Background]) -> None
 
 
 def _open_session(args: argparse.Namespace, config: WorldConfig, progress) -> Session:
-    from engine import World, load_picture
+    from engine import Snapshot, World, load_picture
 
     start, actions = args.start, []
     if start is not None and is_clip(start):
         start, actions = _clip(args, config)
     elif start is not None:  # looked at before gigabytes of weights are read
         load_picture(start, config.height, config.width)
+    elif args.load is not None:
+        Snapshot.check_name(args.load, config)
     elif config.start is None and args.weights is not None:
         raise UsageError(config.start_missing())
 
@@ -192,9 +204,12 @@ def _open_session(args: argparse.Namespace, config: WorldConfig, progress) -> Se
         progress(PARTS.get(part, part), done)
 
     world = World.load(config, weights=args.weights, device=args.device, dtype=args.dtype, progress=named)
-    what = "start picture" if start is args.start else "start clip"
+    what = "saved game" if args.load is not None else "start picture" if start is args.start else "start clip"
     progress(what, 0.0)
-    session = world.session(seed=args.seed, start=start, actions=actions)
+    if args.load is None:
+        session = world.session(seed=args.seed, start=start, actions=actions, rewind_mb=args.rewind_mb)
+    else:
+        session = world.resume(Snapshot.load(args.load, world), rewind_mb=args.rewind_mb)
     progress(what, 1.0)
     return session
 
