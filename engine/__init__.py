@@ -5,6 +5,7 @@ from engine.bench import BenchReport, benchmark
 from engine.clip import check_clip, clip_limit
 from engine.config import WorldConfig, load_config
 from engine.history import REWIND_MB
+from engine.inspect import compare_weights, inspect_weights, weight_files
 from engine.picture import fit_frame, load_picture
 from engine.session import Session
 from engine.snapshot import Snapshot
@@ -25,8 +26,11 @@ __all__ = [
     "benchmark",
     "check_clip",
     "clip_limit",
+    "compare_weights",
     "fit_frame",
+    "inspect_weights",
     "list_worlds",
     "load_config",
     "load_picture",
+    "weight_files",
 ]

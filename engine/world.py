@@ -21,10 +21,12 @@ from engine.picture import Picture, load_picture
 from engine.session import Session
 from engine.snapshot import Snapshot
 from engine.worldfile import list_worlds
-from models.checkpoint import Module, build_empty, check_weights, load_into, sha256
+from models.checkpoint import Module, build_empty, check_weights, load_in_turn, load_into
 from models.dit import DiT
 from models.errors import WeightError, WorldError, one_line
+from models.filecache import file_hash
 from models.kv_cache import DiTCache
+from models.telltale import unfinished
 from models.vae import VAE
 from models.vision import VisionEncoder
 
@@ -105,9 +107,12 @@ class World:
         return session
 
     def weight_hashes(self) -> dict[str, str]:
-        """sha256 of every weight file in use, by part and file name, such as ``dit/dit.safetensors``. Read once."""
+        """sha256 of every weight file in use, by part and file name, such as ``dit/dit.safetensors``.
+
+        Asked for once a world; a file is read again only when its size or the time of its last change is another.
+        """
         if self._hashes is None:
-            self._hashes = {f"{part}/{file.name}": sha256(file) for part, files in self.files.items() for file in files}
+            self._hashes = {f"{part}/{file.name}": file_hash(file) for part, files in self.files.items() for file in files}
         return self._hashes
 
     def condition(self, start: Picture | None) -> StartCondition:
@@ -138,11 +143,12 @@ class World:
 
     @torch.inference_mode()
     def _visual_context(self, picture: Tensor) -> Tensor | None:
-        """Image tokens `[1, L, img_dim]`. The encoder is large and needed once, so it is loaded for this and let go."""
+        """Image tokens `[1, L, img_dim]`. The encoder is large and needed once: a block of it is in memory only while it runs."""
         if self.config.vision is None:
             return None
         encoder = _build(VisionEncoder, self.config.vision)
-        load_into(encoder, self.files["vision"], torch.float32, self.device, prefix="visual.", only=True)
+        blocks = [f"transformer.{i}" for i in range(self.config.vision.num_layers)]
+        load_in_turn(encoder, blocks, self.files["vision"], torch.float32, self.device, "visual.", only=True)
         return encoder.eval()(picture[:, :, 0]).to(self.dtype)
 
 
@@ -189,8 +195,7 @@ def _device(name: str) -> torch.device:
 def _files(config: WorldConfig, weights: Path | None) -> Files:
     """Where the weight files of each part lie. Raises WeightError when one of them does not exist."""
     if weights is not None and not os.path.isdir(weights):  # unlike Path's own, it takes names of any length
-        what = "a file" if os.path.exists(weights) else "not there"
-        raise WeightError(f"--weights {one_line(weights, 200)} is {what}; give the folder that holds {config.weights.dit[0]}")
+        raise WeightError(_no_folder(config, weights))
     wanted = {"dit": config.weights.dit, "vae": config.weights.vae, "vision": config.weights.vision if config.vision else ()}
     files = {part: [_place(config.weight_folders(part, weights), name) for name in names] for part, names in wanted.items()}
     missing = [(part, name) for part, names in wanted.items() for name, file in zip(names, files[part], strict=True) if not file.is_file()]
@@ -199,8 +204,22 @@ def _files(config: WorldConfig, weights: Path | None) -> Files:
     part, name = missing[0]
     folder = config.weight_folders(part, weights)[0]
     if weights is None and config.weights.source is not None:
-        raise WeightError(f"the weights of {config.name} are not bundled: get {config.weights.source}, then give its folder with --weights")
-    raise WeightError(f"there is no {name} in {folder}; the world {config.name} needs {_listed([name for _, name in missing])}")
+        get = f"get {config.weights.source}, then give its folder with --weights, or let --fetch download what is needed"
+        raise WeightError(f"the weights of {config.name} are not bundled: {get}")
+    hint = unfinished(folder / name)
+    if not hint and (folder.parent / name).is_file():
+        hint = f"; is {folder.parent} the folder you mean?"
+    raise WeightError(f"there is no {name} in {folder}{hint}; the world {config.name} needs {_listed([name for _, name in missing])}")
+
+
+def _no_folder(config: WorldConfig, weights: Path) -> str:
+    """What to say about a --weights that is no folder."""
+    shown, wanted = one_line(weights, 200), config.weights.dit[0]
+    if not os.path.exists(weights):
+        return f"--weights {shown} is not there; give the folder that holds {wanted}"
+    above = next((folder for folder in weights.absolute().parents if (folder / wanted).is_file()), None)
+    give = f"give its folder, {one_line(above, 200)}" if above else f"give the folder that holds {wanted}"
+    return f"--weights {shown} is a file; {give} ('reverie inspect FILE' says what a file is)"
 
 
 def _place(folders: Sequence[Path], name: str) -> Path:

@@ -21,7 +21,10 @@ from typing import NoReturn
 from game.options import Parser
 
 SCREENSHOT_SECONDS = 2.0  # how long the end waits for screenshots still being written
-COMMANDS: dict[str, str] = {"diagnose": "looks for trouble in a film or a folder of pictures"}  # beside playing, which needs no word
+COMMANDS: dict[str, str] = {  # beside playing, which needs no word
+    "inspect": "what is this weight file? are these two the same?",
+    "diagnose": "looks for trouble in a film or a folder of pictures",
+}
 
 
 def _command(name: str) -> ModuleType:
@@ -29,6 +32,8 @@ def _command(name: str) -> ModuleType:
     match name:
         case "diagnose":
             from game.commands import diagnose as command
+        case "inspect":
+            from game.commands import inspect as command
         case _:
             from game.commands import play as command
     return command

@@ -87,16 +87,16 @@ def absolute(path: Path) -> Path:
 
 
 class ConsoleProgress:
-    """Loading, told on stderr: one moving line in a terminal, one line a part elsewhere."""
+    """Loading (or ``doing``), told on stderr: one moving line in a terminal, one line a part elsewhere."""
 
-    def __init__(self, name: str) -> None:
-        self._name = name
+    def __init__(self, name: str, doing: str = "loading") -> None:
+        self._name = f"{doing} {name}"
         self._told = ""
 
     def __call__(self, what: str, part: float) -> None:
         if sys.stderr.isatty():
             end = "\n" if part >= 1 else ""
-            print(f"\rloading {self._name}: {what:<14}{part:>5.0%}", end=end, file=sys.stderr, flush=True)
+            print(f"\r{self._name}: {what:<14}{part:>5.0%}", end=end, file=sys.stderr, flush=True)
         elif what != self._told:
             self._told = what
-            print(f"loading {self._name}: {what}", file=sys.stderr, flush=True)
+            print(f"{self._name}: {what}", file=sys.stderr, flush=True)

@@ -3,31 +3,22 @@
 from __future__ import annotations
 
 import difflib
-import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from models.errors import WeightError, one_line
+from models.filecache import find_rewritten, rewrite
+from models.recognise import Shapes, recognise
+from models.weightfile import PickleFile, WeightFile, open_weights
 
-FLOATS = {"F64", "F32", "F16", "BF16"}
-Shapes = Mapping[str, Sequence[int]]
+FLOATS = ("BF16", "F16", "F32", "F64")
 Module = TypeVar("Module", bound=nn.Module)
 Progress = Callable[[float], None]  # called with the part done, 0 to 1
-
-
-class WeightFile(Protocol):
-    """A file whose table of contents is known and whose tensors are read one at a time."""
-
-    path: Path
-    shapes: dict[str, tuple[int, ...]]  # by the name in the file
-
-    def read(self, name: str) -> Tensor: ...
 
 
 def build_empty(kind: Callable[[Any], Module], config: object) -> Module:
@@ -42,16 +33,41 @@ def load_into(
 ) -> None:  # fmt: skip
     """Give ``module`` (best made by `build_empty`) the weights of ``paths``, frozen, in ``dtype`` on ``device``.
 
-    Arguments and errors as `read_weights`.
+    The module takes over the tensors as they were read, so memory holds each of them once. Arguments and errors as `read_weights`.
     """
-    tensors = read_weights(paths, _shapes(module), prefix, only, dtype, device, progress)
+    tensors = read_weights(paths, shapes_of(module), prefix, only, dtype, device, progress)
     module.load_state_dict(tensors, assign=True)
     module.requires_grad_(False)
 
 
+def load_in_turn(
+    module: nn.Module, parts: Sequence[str], paths: Path | Sequence[Path], dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu", prefix: str = "model.", only: bool = False,
+) -> None:  # fmt: skip
+    """As `load_into`, for a module that runs once: each submodule named in ``parts`` holds its weights only while it runs.
+
+    Memory never holds more than one of them. A part that is not run is never read.
+    """
+    module.requires_grad_(False)
+    places = _rewritten(_find(paths, shapes_of(module), prefix, only), prefix if only else "")
+
+    def fill(own: nn.Module, start: str, names: Sequence[str]) -> None:
+        own.load_state_dict({name.removeprefix(start): _read(places[name], dtype, device) for name in names}, strict=False, assign=True)
+
+    def empty(own: nn.Module, *_: object) -> None:
+        own.to_empty(device="meta")
+
+    for part in parts:
+        names = [name for name in places if name.startswith(f"{part}.")]
+        own = module.get_submodule(part)  # the hooks are given it and do not hold it: with its last user it is gone
+        own.register_forward_pre_hook(lambda own, _, start=f"{part}.", names=names: fill(own, start, names))
+        own.register_forward_hook(empty)
+    fill(module, "", [name for name in places if not name.startswith(tuple(f"{part}." for part in parts))])
+
+
 def check_weights(module: nn.Module, paths: Path | Sequence[Path], prefix: str = "model.", only: bool = False) -> None:
     """Raise what `load_into` would, as far as it can be told without reading a number: files, names and shapes."""
-    _find(paths, _shapes(module), prefix, only)
+    _find(paths, shapes_of(module), prefix, only)
 
 
 def read_weights(
@@ -61,30 +77,22 @@ def read_weights(
     """Exactly the ``expected`` tensors from one file or its shards, each cast to ``dtype`` on ``device`` as it is read.
 
     ``prefix`` is stripped where it is present; with ``only``, names without it are ignored (one part of a larger file).
-    Files are `.safetensors`, or `.pth` / `.pt` holding nothing but tensors. Raises WeightError for a file that is missing, damaged
-    or truncated, for missing, unexpected, doubled or misshapen tensors, and for numbers that are not finite.
+    Files are `.safetensors`, or `.pth` / `.pt` holding nothing but tensors; of those a safetensors is made at the first reading
+    and used from then on (`models.filecache`). Raises WeightError for a file that is missing, damaged or truncated, for
+    missing, unexpected, doubled or misshapen tensors, and for numbers that are not finite.
     """
-    places = _find(paths, expected, prefix, only)
+    places = _rewritten(_find(paths, expected, prefix, only), prefix if only else "")
     tensors: dict[str, Tensor] = {}
     for count, name in enumerate(expected, 1):
-        file, stored = places[name]
-        tensor = file.read(stored)
-        tensor = tensor.to(device).to(dtype, copy=True)  # never a view of the mapped file, which may change or vanish
-        if not torch.isfinite(tensor).all():
-            raise WeightError(f"{file.path}: {stored} holds NaN or infinite numbers as {_word(dtype)}; get a sound copy of the file")
-        tensors[name] = tensor
+        tensors[name] = _read(places[name], dtype, device)
         if progress is not None:
             progress(count / len(expected))
     return tensors
 
 
-def sha256(path: Path | str) -> str:
-    """Hash of a file, hexadecimal, read in pieces."""
-    try:
-        with open(path, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise WeightError(f"cannot read {path}: {error.strerror}") from None
+def shapes_of(module: nn.Module) -> Shapes:
+    """The shape of every tensor of a module, by name."""
+    return {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
 
 
 class _SkipInit(TorchFunctionMode):
@@ -97,91 +105,55 @@ class _SkipInit(TorchFunctionMode):
         return function(*args, **kwargs)
 
 
-class _Safetensors:
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        try:
-            self.file = safe_open(str(path), framework="pt")
-            slices = {name: self.file.get_slice(name) for name in self.file.keys()}  # noqa: SIM118 - not a mapping
-            self.shapes = {name: tuple(part.get_shape()) for name, part in slices.items()}
-            stored = {name: part.get_dtype() for name, part in slices.items()}
-        except (SafetensorError, OSError, ValueError, MemoryError) as error:
-            raise _damaged(path, error) from None
-        odd = next((name for name, kind in stored.items() if kind not in FLOATS), None)
-        if odd is not None:
-            raise WeightError(f"{path}: {one_line(odd, 80)} is stored as {stored[odd]}; only {', '.join(sorted(FLOATS))} can be used")
-
-    def read(self, name: str) -> Tensor:
-        try:
-            return self.file.get_tensor(name)
-        except (SafetensorError, OSError, RuntimeError) as error:
-            raise _damaged(self.path, error) from None
+Place = tuple[WeightFile, str]  # the file a tensor lies in, and its name there
 
 
-class _Pickle:
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        data = _load_pickle(path)
-        if not isinstance(data, Mapping) or not all(isinstance(name, str) for name in data):
-            raise WeightError(f"{path} holds no table of tensors; give the published file")
-        self.tensors = {name: tensor for name, tensor in data.items() if isinstance(tensor, Tensor) and tensor.is_floating_point()}
-        self.shapes = {name: tuple(tensor.shape) for name, tensor in self.tensors.items()}
-
-    def read(self, name: str) -> Tensor:
-        return self.tensors[name]
+def _read(place: Place, dtype: torch.dtype, device: torch.device | str) -> Tensor:
+    file, stored = place
+    tensor = file.read(stored).to(device).to(dtype)
+    if not torch.isfinite(tensor).all():
+        copy = f" (or delete it: it was made from {file.metadata['made_from']})" if "made_from" in file.metadata else ""
+        raise WeightError(
+            f"{file.path}: {one_line(stored, 80)} holds NaN or infinite numbers as {_word(dtype)}; get a sound copy of the file{copy}"
+        )
+    return tensor
 
 
-def _load_pickle(path: Path) -> object:
-    """A `.pth` file, mapped rather than read where its format allows. A damaged pickle can fail in almost any way."""
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except RuntimeError as error:
-        if "mmap" not in str(error):  # written by torch before 1.6
-            raise _damaged(path, error) from None
-    except Exception as error:
-        raise _damaged(path, error) from None
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise _damaged(path, error) from None
-
-
-def _open(path: Path) -> WeightFile:
-    try:
-        with open(path, "rb") as file:
-            head = file.read(64)
-    except FileNotFoundError:
-        raise WeightError(f"there is no weight file {path}") from None
-    except OSError as error:
-        raise WeightError(f"cannot read the weight file {path}: {error.strerror}") from None
-    if not head:
-        raise WeightError(f"{path} is empty: the download did not finish; fetch it again")
-    if head.startswith(b"version https://git-lfs"):
-        raise WeightError(f"{path} is a Git-LFS pointer, not the weights; run 'git lfs pull' or download the file itself")
-    if head.lstrip()[:1] == b"<":
-        raise WeightError(f"{path} is a web page, not weights; download the file itself")
-    if path.suffix == ".safetensors":
-        return _Safetensors(path)
-    if path.suffix in (".pth", ".pt"):
-        return _Pickle(path)
-    raise WeightError(f"{path}: weights are .safetensors or .pth files, not '{path.suffix}'")
-
-
-def _shapes(module: nn.Module) -> Shapes:
-    return {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
-
-
-def _find(paths: Path | Sequence[Path], expected: Shapes, prefix: str, only: bool) -> dict[str, tuple[WeightFile, str]]:
+def _find(paths: Path | Sequence[Path], expected: Shapes, prefix: str, only: bool) -> dict[str, Place]:
     """Open the files and find every expected tensor in them, at its shape."""
-    files = [_open(Path(path)) for path in ([paths] if isinstance(paths, (str, Path)) else paths)]
+    listed = [Path(path) for path in ([paths] if isinstance(paths, (str, Path)) else paths)]
+    part = prefix if only else ""
+    made = {path: find_rewritten(path, part) for path in listed if path.suffix in (".pth", ".pt")}
+    try:
+        return _find_in([made.get(path) or open_weights(path) for path in listed], expected, prefix, only)
+    except WeightError:
+        if not any(made.values()):
+            raise
+    return _find_in([open_weights(path) for path in listed], expected, prefix, only)  # what was made of them is not trusted more
+
+
+def _find_in(files: Sequence[WeightFile], expected: Shapes, prefix: str, only: bool) -> dict[str, Place]:
     places = _places(files, prefix, only)
-    _check(files, {name: file.shapes[stored] for name, (file, stored) in places.items()}, expected)
+    _check(files, {name: file.shapes[stored] for name, (file, stored) in places.items()}, expected, prefix if only else "")
+    for name in expected:
+        file, stored = places[name]
+        if file.dtypes[stored] not in FLOATS:
+            raise WeightError(
+                f"{file.path}: {one_line(stored, 80)} is stored as {file.dtypes[stored]}; only {', '.join(FLOATS)} can be used"
+            )
     return places
 
 
-def _places(files: Sequence[WeightFile], prefix: str, only: bool) -> dict[str, tuple[WeightFile, str]]:
+def _rewritten(places: dict[str, Place], part: str) -> dict[str, Place]:
+    """The same tensors, those of `.pth` files now in safetensors files made of them, where that can be."""
+    pickles = {id(file): file for file, _ in places.values() if isinstance(file, PickleFile)}
+    made = {key: rewrite(file, part) for key, file in pickles.items()}
+    return {name: (made.get(id(file)) or file, stored) for name, (file, stored) in places.items()}
+
+
+def _places(files: Sequence[WeightFile], prefix: str, only: bool) -> dict[str, Place]:
     """Where each tensor lies: name without prefix -> (file, name in the file)."""
-    places: dict[str, tuple[WeightFile, str]] = {}
+    places: dict[str, Place] = {}
     for file in files:
         for stored in file.shapes:
             if only and not stored.startswith(prefix):
@@ -194,27 +166,38 @@ def _places(files: Sequence[WeightFile], prefix: str, only: bool) -> dict[str, t
     return places
 
 
-def _check(files: Sequence[WeightFile], found: Shapes, expected: Shapes) -> None:
+def _check(files: Sequence[WeightFile], found: Shapes, expected: Shapes, part: str) -> None:
     """Raise WeightError unless names and shapes are exactly those expected."""
-    where = ", ".join([str(files[0].path), *(file.path.name for file in files[1:])]) if files else "no file at all"
     missing = [name for name in expected if name not in found]
     strange = [name for name in found if name not in expected]
+    wrong = [name for name in expected if name in found and tuple(found[name]) != tuple(expected[name])]
+    if not (missing or strange or wrong):
+        return
+    where = ", ".join([str(files[0].path), *(file.path.name for file in files[1:])]) if files else "no file at all"
     if missing:
-        near = difflib.get_close_matches(missing[0], strange, n=1) or strange[:1]
+        near = difflib.get_close_matches(missing[0], [name for name in strange[:5000] if len(name) < 200], n=1) or strange[:1]
         has = f" but has {one_line(near[0], 80)}" if near else ""
-        counts = f"{len(missing)} of {len(expected)} tensors missing, {len(strange)} unknown"
-        raise WeightError(f"{where} lacks {missing[0]}{has} ({counts}): these are not the weights of this world")
-    if strange:
-        what = f"{one_line(strange[0], 80)}, which this world's model does not ({len(strange)} unknown)"
-        raise WeightError(f"{where} has {what}: weights of another world?")
-    wrong = [name for name in expected if tuple(found[name]) != tuple(expected[name])]
-    if wrong:
-        shapes = f"{list(found[wrong[0]])} instead of {list(expected[wrong[0]])}"
-        raise WeightError(f"{where}: {wrong[0]} is {shapes} ({len(wrong)} tensors differ in shape): weights of another world or size")
+        differs = f" lacks {missing[0]}{has} ({len(missing)} of {len(expected)} tensors missing, {len(strange)} unknown)"
+        guess = "these are not the weights of this world"
+    elif strange:
+        differs = f" has {one_line(strange[0], 80)}, which this world's model does not ({len(strange)} unknown)"
+        guess = "weights of another world?"
+    else:
+        plural = "1 tensor differs" if len(wrong) == 1 else f"{len(wrong)} tensors differ"
+        differs = f": {wrong[0]} is {list(found[wrong[0]])} instead of {list(expected[wrong[0]])} ({plural} in shape)"
+        guess = "weights of another world or size"
+    known = _known(files, expected, part)
+    raise WeightError(f"{where}{known} ({f'it{differs}'.removeprefix('it: ')})" if known else f"{where}{differs}: {guess}")
 
 
-def _damaged(path: Path, error: BaseException) -> WeightError:
-    return WeightError(f"{path} is damaged or not a weight file ({one_line(error, 120)}); fetch it again")
+def _known(files: Sequence[WeightFile], expected: Shapes, part: str) -> str:
+    """What the wrong files are, what was wanted and what to do, in words; empty where nothing gives it away."""
+    kind = recognise({name: shape for file in files for name, shape in file.shapes.items()})
+    wanted = recognise({part + name: shape for name, shape in expected.items()})
+    if kind is None or (wanted is not None and (kind.part, kind.words) == (wanted.part, wanted.words)):
+        return ""
+    other = f", not {wanted.words}" if wanted is not None else ", not what this world needs"
+    return f" is {kind.words}{other}: {kind.advice}"
 
 
 def _word(dtype: torch.dtype) -> str:

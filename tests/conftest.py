@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
+import shutil
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +16,8 @@ import pytest
 from safetensors import safe_open
 from torch import Tensor
 
+os.environ["REVERIE_CACHE"] = tempfile.mkdtemp(prefix="reverie-test-cache-")  # never the cache of whoever runs the tests
+atexit.register(shutil.rmtree, os.environ["REVERIE_CACHE"], ignore_errors=True)
 REFERENCE = Path(os.environ.get("REVERIE_REFERENCE", Path(__file__).parents[2] / "shared" / "reference"))
 FIXTURES = Path(__file__).parent / "fixtures"
 

@@ -24,9 +24,9 @@ ALLOWED = {
 FORBIDDEN = {
     "play": {"torch", "numpy", "pygame"},
     "game": {"torch", "torchvision", "safetensors"},
-    "engine": {"pygame", "imageio", "imageio_ffmpeg"},
-    "models": {"pygame", "imageio", "imageio_ffmpeg"},
-    "training": {"pygame"},
+    "engine": {"pygame", "imageio", "imageio_ffmpeg", "huggingface_hub"},
+    "models": {"pygame", "imageio", "imageio_ffmpeg", "huggingface_hub"},
+    "training": {"pygame", "huggingface_hub"},
 }
 
 

@@ -33,6 +33,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     world = parser.add_argument_group("the world")
     world.add_argument("--world", default="garden", metavar="NAME", help="a bundled world or a yaml file of your own (garden)")
     world.add_argument("--weights", type=Path, metavar="DIR", help="folder with the world's weights, if they are not bundled")
+    world.add_argument("--fetch", action="store_true", help="download the world's weights first, as far as they are not here yet")
     world.add_argument("--start", type=Path, metavar="FILE", help="start picture (the world's own), or a clip (mp4, …) to go on from")
     world.add_argument("--actions", type=Path, metavar="FILE", help="what was done in that clip: a script, one action a block (nothing)")
     world.add_argument("--load", type=Path, metavar="FILE", help="go on from a saved game, with its start picture and seed")
@@ -67,6 +68,8 @@ def run(args: argparse.Namespace) -> int:
     _check(args)
     if args.list:
         return _list(args)
+    if args.fetch:
+        args.weights = _fetch(args)
     if args.bench:
         return _bench(args)
     if args.headless:
@@ -85,6 +88,8 @@ def _check(args: argparse.Namespace) -> None:
         raise UsageError("--json goes with --bench")
     if args.bench and (args.record or args.dump):
         raise UsageError("--bench measures without --record and --dump")
+    if args.fetch and args.weights is not None:
+        raise UsageError("--fetch keeps the weights in huggingface's cache; leave --weights out")
     if args.start is not None and not args.start.is_file():
         raise UsageError(f"--start {args.start}: {'is a folder, not a picture' if args.start.is_dir() else 'no such file'}")
     if args.actions is not None:
@@ -237,6 +242,18 @@ def _config(args: argparse.Namespace) -> WorldConfig:
     width, height = args.size or (None, None)
     changes = {"sampler.steps": args.steps, "model.local_attn_size": args.window, "fps": args.fps, "width": width, "height": height}
     return load_config(args.world, {name: value for name, value in changes.items() if value is not None})
+
+
+def _fetch(args: argparse.Namespace) -> Path:
+    """The folder with the world's weights, downloaded where they were not here."""
+    from game.fetch import fetch, repository
+
+    config = _config(args)
+    repo = repository(config.weights.source)
+    if repo is None:
+        here = "come with it" if config.weights.source is None else f"are not on huggingface.co but: {config.weights.source}"
+        raise UsageError(f"--fetch: the weights of the world {config.name} {here}; play without --fetch")
+    return fetch(repo, list(dict.fromkeys((*config.weights.dit, *config.weights.vae, *config.weights.vision))))
 
 
 def _script(args: argparse.Namespace, config: WorldConfig) -> Script | None:

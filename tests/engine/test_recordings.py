@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,11 +12,11 @@ from torch import Tensor
 from engine.clock import BlockClock
 from engine.conditioning import ConditionRing, Rows, StartCondition, encode_start
 from engine.sampler import BlockSampler
-from models.checkpoint import build_empty
+from models.dit import DiT
 from models.flow import x0_from_velocity
-from models.vae import VAE, VAEConfig
 from tests.conftest import Recording, relative_error
 from tests.models.dit_recordings import build, start_cache
+from tests.published import CLIP_FILE, load_recorded
 
 Read = Callable[[str], Recording]
 
@@ -23,9 +24,9 @@ Read = Callable[[str], Recording]
 class Playback:
     """A recording played by the engine's parts. It is its own noise source: the recorded noise."""
 
-    def __init__(self, recording: Recording) -> None:
+    def __init__(self, recording: Recording, dit: DiT | None = None) -> None:
         self.r = recording
-        dit = build(recording)
+        dit = dit or build(recording)
         self.cache = start_cache(dit, recording)
         self.ring = ConditionRing(dit.config.action)
         self.sampler = BlockSampler(dit, recording.config["denoising_step_list"], recording.config.get("timestep_shift", 5.0))
@@ -58,9 +59,12 @@ class Playback:
 
 @pytest.mark.parametrize("name", ["universal_local6", "gta_drive_local4"])
 @torch.inference_mode()
-def test_whole_rollout(recording: Read, name: str) -> None:
+def test_whole_rollout(recording: Read, name: str, tmp_path: Path) -> None:
+    """From files on disk in the published layout, through `World.load`."""
     r = recording(name)
-    playback, latents, rows = Playback(r), [], []
+    world = load_recorded(r, tmp_path)
+    assert world.config.model.local_attn_size == r.config["local_attn_size"]
+    playback, latents, rows = Playback(r, world.dit), [], []
     torch.testing.assert_close(playback.start.channels, r["in.cond_concat"], rtol=0, atol=0)  # our mask is the recorded one
     for block in range(6):
         held = playback.ring.hold(playback.clock, r["in.keyboard_per_block"][block].numpy(), r["in.mouse_per_block"][block].numpy())
@@ -74,19 +78,17 @@ def test_whole_rollout(recording: Read, name: str) -> None:
     assert torch.equal(torch.cat([part.keyboard for part in rows])[None], r["out.keyboard_cond"])
     assert torch.equal(torch.cat([part.mouse for part in rows])[None], r["out.mouse_cond"])
 
-    vae = build_empty(VAE, VAEConfig(dim=8))
-    vae.load_state_dict(r.part("vae."), assign=True, strict=False)  # the decoder alone was recorded
-    memory = vae.new_decoder_cache()
+    memory = world.vae.new_decoder_cache()
     for block, x0 in enumerate(latents):
-        video = vae.decode_block(x0, memory).transpose(1, 2)  # [1, F, 3, H, W]
+        video = world.vae.decode_block(x0, memory).transpose(1, 2)  # [1, F, 3, H, W]
         assert relative_error(video, r[f"out.video_block_{block}"]) < 1e-4, block
 
 
 @torch.inference_mode()
-def test_prefill_from_a_clip(recording: Read) -> None:
+def test_prefill_from_a_clip(recording: Read, tmp_path: Path) -> None:
     """Two given blocks pass block by block at timestep 0, with a different action in every row; then three are played."""
     r = recording("prefill_local6")
-    playback, latents = Playback(r), []
+    playback, latents = Playback(r, load_recorded(r, tmp_path).dit), []
     for block in range(5):
         own = playback.clock.latents
         given = r["in.initial_latent"][:, :, own.start : own.stop] if block < playback.given else None
@@ -95,9 +97,9 @@ def test_prefill_from_a_clip(recording: Read) -> None:
 
 
 @torch.inference_mode()
-def test_rollout_that_travels_with_the_project(fixture_recording: Read) -> None:
+def test_rollout_that_travels_with_the_project(fixture_recording: Read, tmp_path: Path) -> None:
     r = fixture_recording("dit_small")
-    playback = Playback(r)
+    playback = Playback(r, load_recorded(r, tmp_path).dit)
     playback.start.channels = r["in.cond_concat"]  # random, the mask too
     for block in range(3):
         for step, x0 in enumerate(playback.block(playback.recorded_rows("out"))):
@@ -105,8 +107,14 @@ def test_rollout_that_travels_with_the_project(fixture_recording: Read) -> None:
 
 
 @torch.inference_mode()
-def test_picture_and_zeros_against_the_recording(fixture_recording: Read) -> None:
-    r = fixture_recording("vae_dim8")
-    vae = build_empty(VAE, VAEConfig(dim=8))
-    vae.load_state_dict(r.part("vae."), assign=True)
-    assert relative_error(encode_start(vae, r["in.image"], 16), r["out.image_zeros_latent"]) < 1e-5
+def test_vae_and_image_encoder_from_published_files(fixture_recording: Read, tmp_path: Path) -> None:
+    """Both `.pth`, at their first reading and, rewritten as safetensors, at the second."""
+    r, clip = fixture_recording("vae_dim8"), fixture_recording("clip_vit_small")
+    for reading in (1, 2):
+        world = load_recorded(r, tmp_path, clip)
+        assert relative_error(encode_start(world.vae, r["in.image"], 16), r["out.image_zeros_latent"]) < 1e-5
+        assert relative_error(world.vae.encode(r["in.video"]), r["out.video_latent"]) < 1e-5
+        assert relative_error(world.vae.decode(r["out.video_latent"]), r["out.video_decoded"].clamp(-1, 1)) < 1e-5  # ours is clamped
+        assert relative_error(world._visual_context(clip["in.image"]), clip["out.tokens"]) < 1e-5
+        made = sorted(file.name for file in (tmp_path / "published").glob("*.reverie.safetensors"))
+        assert made == ["Wan2.1_VAE.reverie.safetensors", f"{Path(CLIP_FILE).stem}.visual.reverie.safetensors"], reading

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
+import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -17,11 +19,12 @@ from safetensors.torch import load_file, save_file
 from engine import Action, World, WorldError, load_config
 from engine.picture import load_picture
 from engine.world import choose_dtype
-from models.checkpoint import build_empty
+from models.checkpoint import build_empty, load_into
 from models.dit import DiT
 from models.errors import WeightError
 from models.vae import VAE
-from models.vision import VisionEncoder
+from models.vision import VisionBlock, VisionConfig, VisionEncoder
+from tests.published import age, write_published, write_world
 from tests.tiny_world import random_weights, write_tiny_world
 
 Weights = dict[str, torch.Tensor]
@@ -62,7 +65,8 @@ def test_a_config_can_be_changed_before_loading(tiny_yaml: Path) -> None:
 @pytest.mark.parametrize("name", ["universal", "gta_drive", "templerun"])
 def test_published_worlds_say_where_their_weights_are(name: str, tmp_path: Path) -> None:
     assert refusal(name, WeightError) == (
-        f"the weights of {name} are not bundled: get Skywork/Matrix-Game-2.0 from huggingface.co, then give its folder with --weights"
+        f"the weights of {name} are not bundled: get Skywork/Matrix-Game-2.0 from huggingface.co, then give its folder with --weights, "
+        "or let --fetch download what is needed"
     )
     message = refusal(name, WeightError, weights=tmp_path)
     assert f"in {tmp_path}; the world {name} needs" in message and "Wan2.1_VAE.pth" in message
@@ -89,7 +93,15 @@ def test_weights_folder(tiny_yaml: Path, tmp_path: Path) -> None:
     World.load(tiny_yaml, weights=str(elsewhere))
     assert "is not there" in refusal(tiny_yaml, WeightError, weights=tmp_path / "nowhere")
     assert "is not there" in refusal(tiny_yaml, WeightError, weights="x" * 5000)
-    assert "is a file; give the folder that holds dit.safetensors" in refusal(tiny_yaml, WeightError, weights=elsewhere / "dit.safetensors")
+    said = refusal(tiny_yaml, WeightError, weights=elsewhere / "dit.safetensors")
+    assert f"is a file; give its folder, {elsewhere}" in said
+    said = refusal(tiny_yaml, WeightError, weights=Path(shutil.copy(elsewhere / "dit.safetensors", tmp_path / "other.safetensors")))
+    assert "is a file; give the folder that holds dit.safetensors" in said
+    (elsewhere / "vae.safetensors").rename(elsewhere / "vae.safetensors.part")
+    said = refusal(tiny_yaml, WeightError, weights=elsewhere)
+    assert "there is no vae.safetensors in" in said and "vae.safetensors.part of a download that did not finish" in said
+    (elsewhere / "deeper").mkdir()
+    assert f"is {elsewhere} the folder you mean?" in refusal(tiny_yaml, WeightError, weights=elsewhere / "deeper")
 
 
 def test_device_and_dtype(tiny_yaml: Path) -> None:
@@ -141,7 +153,8 @@ def test_missing_truncated_and_empty_files(own_copy: Path, name: str) -> None:
     data = path.read_bytes()
     for cut in (len(data) - 1, len(data) // 2, 100, 5):
         path.write_bytes(data[:cut])
-        assert f"{path} is damaged or not a weight file" in refusal(own_copy, WeightError)
+        said = refusal(own_copy, WeightError)
+        assert f"{path} is a half download: {cut:,} bytes" in said if cut > 8 else f"{path} is damaged or not a weight file" in said
     path.write_bytes(b"")
     assert f"{path} is empty" in refusal(own_copy, WeightError)
     path.unlink()
@@ -156,9 +169,10 @@ def test_weights_of_another_world(own_copy: Path, tmp_path: Path) -> None:
     (tmp_path / "other").mkdir()
     other = write_tiny_world(tmp_path / "other", change=more_keys)
     message = refusal(own_copy, WeightError, weights=other.parent)
-    assert "is [4, 5] instead of [4, 4]" in message and "weights of another world" in message
+    assert "is a denoiser of width 32 with 1 layers and 5 keys and a mouse, not a denoiser of width 32 with 1 layers and 4 keys" in message
+    assert "is [4, 5] instead of [4, 4]" in message
     shutil.copy(own_copy.parent / "vae.safetensors", own_copy.parent / "dit.safetensors")
-    assert "these are not the weights of this world" in refusal(own_copy, WeightError)
+    assert "dit.safetensors is a VAE of width 4, not a denoiser of width 32" in refusal(own_copy, WeightError)
 
 
 def test_cheap_checks_come_first(own_copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -189,6 +203,20 @@ def test_no_start_picture_of_its_own(own_copy: Path) -> None:
     with pytest.raises(WorldError, match="has no start picture of its own; give one with --start FILE"):
         world.session()
     assert len(world.session(start=np.zeros((40, 40, 3), np.uint8)).step()) == 9
+
+
+SMALL: dict[str, dict[str, Any]] = {
+    "model": {
+        "dim": 32,
+        "ffn_dim": 32,
+        "num_heads": 2,
+        "num_layers": 1,
+        "img_dim": 32,
+        "action": {"blocks": [0], "hidden": 32, "heads": 1},
+    },
+    "vae": {"dim": 4},
+    "vision": {"image_size": 28, "dim": 32, "out_dim": 8, "num_heads": 2, "num_layers": 3},
+}
 
 
 def with_image_tokens(settings: dict[str, Any]) -> None:
@@ -227,6 +255,46 @@ def test_the_published_layout(tmp_path: Path) -> None:
     assert "there is no clip.pth in" in refusal(path, WeightError, weights=folder)
     torch.save(dict(list(vision.items())[1:]), folder / "clip.pth")
     assert "1 of" in refusal(path, WeightError, weights=folder)
+
+
+def test_the_image_encoder_leaves_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A block of it has weights only while it runs, and afterwards nothing of it is left; the tokens are those of the whole encoder."""
+    config = write_world(tmp_path, **SMALL)
+    write_published(tmp_path / "published", config)
+    world = World.load(config, weights=tmp_path / "published")
+    alive, seen = [], []
+    build, forward = VisionEncoder.__init__, VisionBlock.forward
+
+    def built(self: VisionEncoder, config: VisionConfig) -> None:
+        build(self, config)
+        alive.append(weakref.ref(self))
+
+    def watched(self: VisionBlock, x: torch.Tensor) -> torch.Tensor:
+        (encoder,) = (reference() for reference in alive if reference() is not None)
+        seen.append([block.norm1.weight.is_meta for block in encoder.transformer])
+        return forward(self, x)
+
+    monkeypatch.setattr(VisionEncoder, "__init__", built)
+    monkeypatch.setattr(VisionBlock, "forward", watched)
+    picture = torch.rand(1, 3, 1, 64, 96) * 2 - 1
+    tokens = world._visual_context(picture)
+    assert seen == [[False, True, True], [True, False, True]]  # the last block is never run, and never read
+    assert [reference() for reference in alive] == [None]  # without waiting for the garbage collector
+    monkeypatch.undo()
+    whole = build_empty(VisionEncoder, config.vision)
+    load_into(whole, world.files["vision"], prefix="visual.", only=True)
+    assert torch.equal(tokens, whole(picture[:, :, 0]))
+
+
+def test_hashes_of_weights(own_copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = {f"{part}/{part}.safetensors": own_copy.parent / f"{part}.safetensors" for part in ("dit", "vae")}
+    for file in files.values():
+        age(file)
+    world = World.load(own_copy)
+    expected = {name: hashlib.sha256(file.read_bytes()).hexdigest() for name, file in files.items()}
+    assert world.weight_hashes() == expected
+    monkeypatch.setattr("models.filecache.sha256", lambda _: pytest.fail("hashed again"))
+    assert world.weight_hashes() == expected
 
 
 def test_start_picture_formats_at_world_level(tiny_world: World, tmp_path: Path) -> None:

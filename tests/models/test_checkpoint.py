@@ -11,8 +11,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from models.checkpoint import build_empty, load_into, read_weights, sha256
+from models.checkpoint import build_empty, load_into, read_weights
 from models.errors import WeightError, WorldError
+from models.filecache import sha256
 
 EXPECTED = {"a.weight": (3, 4), "a.bias": (3,), "b.weight": (2, 3, 1)}
 
@@ -89,7 +90,7 @@ def test_wrong_names_and_shapes(tmp_path: Path) -> None:
     path = saved(tmp_path, {**data, "c": torch.zeros(1)})
     assert refusal(path) == f"{path} has c, which this world's model does not (1 unknown): weights of another world?"
     path = saved(tmp_path, {**data, "a.weight": torch.zeros(4, 3)})
-    wanted = f"{path}: a.weight is [4, 3] instead of [3, 4] (1 tensors differ in shape): weights of another world or size"
+    wanted = f"{path}: a.weight is [4, 3] instead of [3, 4] (1 tensor differs in shape): weights of another world or size"
     assert refusal(path) == wanted
     assert "lacks a.weight (3 of 3 tensors missing, 0 unknown)" in refusal(saved(tmp_path, {}))
 
@@ -108,7 +109,7 @@ def test_numbers_that_are_not_finite(tmp_path: Path, value: float) -> None:
 
 def test_files_that_are_not_there_or_not_weights(tmp_path: Path) -> None:
     assert refusal(tmp_path / "none.safetensors") == f"there is no weight file {tmp_path / 'none.safetensors'}"
-    assert "cannot read" in refusal(tmp_path)
+    assert "is a folder, not a weight file" in refusal(tmp_path)
     for name in ("x.safetensors", "x.pth"):
         path = tmp_path / name
         path.touch()
