@@ -2,25 +2,34 @@
 
 from engine.actions import Action, ActionSpace
 from engine.bench import BenchReport, benchmark
-from engine.config import WorldConfig, list_worlds, load_config
+from engine.clip import check_clip, clip_limit
+from engine.config import WorldConfig, load_config
+from engine.history import REWIND_MB
 from engine.inspect import Comparison, FileReport, compare_weights, inspect_weights, weight_files
-from engine.picture import load_picture
+from engine.picture import fit_frame, load_picture
 from engine.session import Session
+from engine.snapshot import Snapshot
 from engine.world import World
+from engine.worldfile import list_worlds
 from models.errors import WorldError
 
 __all__ = [
+    "REWIND_MB",
     "Action",
     "ActionSpace",
     "BenchReport",
     "Comparison",
     "FileReport",
     "Session",
+    "Snapshot",
     "World",
     "WorldConfig",
     "WorldError",
     "benchmark",
+    "check_clip",
+    "clip_limit",
     "compare_weights",
+    "fit_frame",
     "inspect_weights",
     "list_worlds",
     "load_config",

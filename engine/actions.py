@@ -112,21 +112,26 @@ class ActionSpace:
                 pitch, yaw = pitch + up, yaw + right
         return _clamp(pitch), _clamp(yaw)
 
+    def acting(self, action: Action) -> frozenset[str]:
+        """Those of the held keys that do something: opposites cancel, and of a one_hot keyboard only the first counts."""
+        held = set(action.keys)
+        for one, other in self.opposites:
+            if one in action.keys and other in action.keys:
+                held -= {one, other}
+        if self.one_hot:
+            pressed = [entry.key for entry in self.keyboard if entry.key in held]
+            held -= set(pressed[1:])
+        return frozenset(held)
+
     def to_model(self, action: Action) -> tuple[np.ndarray, np.ndarray | None]:
         """The action as the model reads it: keyboard `[K]` and mouse `[2]` (pitch, yaw; None without mouse), float32.
 
         Raises WorldError when the action holds a key this world does not have.
         """
         self.check(action.keys)
-        held = set(action.keys)
-        for one, other in self.opposites:
-            if one in held and other in held:
-                held -= {one, other}
-        keyboard = np.array([entry.key in held for entry in self.keyboard], dtype=np.float32)
-        if self.one_hot:
-            pressed = np.flatnonzero(keyboard)
-            chosen = int(pressed[0]) if len(pressed) else next(i for i, entry in enumerate(self.keyboard) if entry.key is None)
-            keyboard = np.eye(len(self.keyboard), dtype=np.float32)[chosen]
+        acting = self.acting(action)
+        idle = not any(entry.key in acting for entry in self.keyboard)  # only a one_hot keyboard has an entry for it
+        keyboard = np.array([entry.key in acting or (entry.key is None and idle) for entry in self.keyboard], dtype=np.float32)
         if self.look_scale is None:
             return keyboard, None
         return keyboard, np.array(self.deflection(action), dtype=np.float32) * np.array(self.look_scale, dtype=np.float32)

@@ -50,6 +50,10 @@ class ConditionRing:
         self.keyboard = torch.zeros(HISTORY, self.config.keyboard_dim)  # the newest row is the last
         self.mouse = torch.zeros(HISTORY, 2) if self.config.mouse_dim else None
 
+    def load(self, keyboard: Tensor, mouse: Tensor | None, count: int) -> None:
+        """Take over rows `[24, K]` and `[24, 2]`, the newest last, as they were when ``count`` rows had been committed."""
+        self.keyboard, self.mouse, self.count = keyboard, mouse, count
+
     def hold(self, clock: BlockClock, keyboard: np.ndarray, mouse: np.ndarray | None) -> Rows:
         """The rows of a block whose action, as the model reads it, is held for all its frames."""
         count = len(clock.frames)
@@ -97,6 +101,7 @@ class StartCondition:
     def __init__(self, latents: Tensor, mask_channels: int = 4, visual_context: Tensor | None = None) -> None:
         mask = torch.zeros_like(latents[:, :1]).expand(-1, mask_channels, -1, -1, -1).clone()
         mask[:, :, 0] = 1
+        self.latents = latents
         self.channels = torch.cat([mask, latents], dim=1)  # [1, 4 + z, 30, h, w]
         self.visual_context = visual_context
 

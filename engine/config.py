@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import difflib
 import math
-import os
-from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, field, fields, is_dataclass
-from importlib import resources
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-import yaml
-
 from engine.actions import ActionSpace
+from engine.clock import BlockClock
 from engine.conditioning import HISTORY
+from engine.worldfile import Layer, asset_folder, config_folder, layer_of, merged, nested, read_layers
 from models.dit import DiTConfig
 from models.errors import WorldError, one_line
 from models.flow import FlowSchedule
@@ -23,11 +21,17 @@ from models.vae import VAEConfig
 from models.vision import VisionConfig
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
-YAML_LIMIT = 1 << 20  # bytes; a world's yaml is a few thousand
 SIDE_LIMIT = 2048  # pixels
 SIZE_LIMIT = 1 << 20  # any whole number, unless listed here
-LIMITS = {"num_layers": 256, "num_res_blocks": 16, "local_attn_size": 256, "num_frame_per_block": 16, "windows_size": 16}
+WINDOW_LIMIT = 15  # latents of local attention
+SEED_LIMIT = 2**63 - 1
+LIMITS = {
+    "num_layers": 256, "num_res_blocks": 16, "local_attn_size": WINDOW_LIMIT, "num_frame_per_block": 15, "windows_size": 16,
+    "seed": SEED_LIMIT,
+}  # fmt: skip
 LIST_LIMIT = 256
+PARTS = ("dit", "vae", "vision")  # that have weight files
+Layers = Sequence[Layer]
 
 
 @dataclass(frozen=True)
@@ -43,19 +47,25 @@ class SamplerConfig:
 
 @dataclass(frozen=True)
 class WeightFiles:
-    """Files of each part, in shards, relative to the weights folder; ``source`` says where to get those not bundled."""
+    """Files of each part, in shards, relative to the weights folder; ``source`` says where to get those not bundled.
+
+    ``folders`` are those of the yaml files that name a part's files, ``added`` the parts that a yaml changed in the world it extends.
+    """
 
     dit: tuple[str, ...]
     vae: tuple[str, ...]
     vision: tuple[str, ...] = ()
     source: str | None = None
+    folders: Mapping[str, Path] = field(default_factory=dict, metadata={"yaml": False}, compare=False)
+    added: frozenset[str] = field(default=frozenset(), metadata={"yaml": False})
 
 
 @dataclass(frozen=True)
 class WorldConfig:
-    """Everything about a world except its weights. ``name`` and ``file`` come from where it was read, the rest from the yaml.
+    """Everything about a world except its weights. What is not in the yaml comes from where it was read.
 
-    ``start`` is the default start picture: relative to the assets, or to the folder of a yaml of the user's own.
+    ``start`` is the default start picture: relative to the assets, or to the folder of a yaml of the user's own. ``seed`` is
+    that of a session for which none is asked.
     """
 
     title: str
@@ -71,6 +81,7 @@ class WorldConfig:
     start: str | None = None
     about: str = ""
     dtype: str = "auto"
+    seed: int = 0
     name: str = field(default="", metadata={"yaml": False})
     file: Path = field(default=Path(), metadata={"yaml": False})
 
@@ -81,8 +92,34 @@ class WorldConfig:
 
     @property
     def folder(self) -> Path:
-        """Where the files that come with the world lie: the assets, or beside a yaml of the user's own."""
-        return asset_folder() if self.file.parent == config_folder() else self.file.parent
+        """What file names in the yaml are relative to: the assets, or the folder of a yaml of the user's own."""
+        return _folder(self.file)
+
+    @property
+    def start_file(self) -> Path | None:
+        """The world's own start picture."""
+        return None if self.start is None else self.folder / self.start
+
+    @property
+    def clock(self) -> BlockClock:
+        """The first block of a session."""
+        return BlockClock(n=self.model.num_frame_per_block, r=self.model.action.vae_time_ratio)
+
+    def start_missing(self) -> str:
+        """What to say where a start picture must be given."""
+        pictures = sorted((asset_folder() / "garden").glob("start_*.png"))
+        bundled = f"; any photo will do, and there are {pictures[0]} to {pictures[-1].name}" if pictures else ""
+        return f"the world {self.name} has no start picture of its own; give one with --start FILE{bundled}"
+
+    def weight_folders(self, part: str, weights: Path | None = None) -> tuple[Path, ...]:
+        """Where to look for the files of a part (dit, vae, vision), in this order; ``weights`` is the folder the player named.
+
+        Files that a yaml puts in the place of those of the world it extends may also lie beside that yaml.
+        """
+        own = self.weights.folders.get(part, self.folder)
+        if weights is None:
+            return (own,)
+        return (weights, own) if part in self.weights.added else (weights,)
 
     def _demands(self) -> list[tuple[bool, str]]:
         """How the parts must fit together: (whether they do, what to say if not)."""
@@ -112,107 +149,98 @@ class WorldConfig:
         return 0 < length <= SIDE_LIMIT and length % side == 0
 
 
-def config_folder() -> Path:
-    """Folder of the bundled worlds' yaml files."""
-    return Path(str(resources.files("configs")))
+def load_config(name_or_yaml: str | Path, options: Mapping[str, Any] | None = None) -> WorldConfig:
+    """The config of a bundled world by name, or of a yaml file by path (which may extend another).
 
-
-def asset_folder() -> Path:
-    """Folder of bundled weights and start pictures."""
-    return Path(str(resources.files("assets")))
-
-
-def list_worlds() -> tuple[str, ...]:
-    """Names of the bundled worlds, sorted, the one with its weights in the box first."""
-    names = sorted(path.stem for path in config_folder().glob("*.yaml"))
-    return tuple(sorted(names, key=lambda name: name != "garden"))
-
-
-def load_config(name_or_yaml: str | Path) -> WorldConfig:
-    """The config of a bundled world by name, or of a yaml file by path.
-
-    Raises WorldError for an unknown name, an unreadable file, an unknown, missing or wrong setting.
+    ``options`` are laid over the yaml: values by dotted name, such as {"model.local_attn_size": 6}. Raises WorldError for an
+    unknown name, an unreadable file, an unknown, missing or wrong setting.
     """
-    file = _find(str(name_or_yaml))
-    try:
-        if file.stat().st_size > YAML_LIMIT:
-            raise WorldError(f"{file} is {file.stat().st_size} bytes long; a world's yaml has a few thousand")
-        data = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise WorldError(f"cannot read {file}: {error.strerror or error}") from None
-    except (yaml.YAMLError, UnicodeError, ValueError, RecursionError) as error:
-        if isinstance(error, WorldError):
-            raise
-        raise WorldError(f"{file} is not a yaml file: {one_line(error)}") from None
-    return _read(WorldConfig, data, file.name, "", name=file.stem, file=file)
+    layers = read_layers(name_or_yaml)
+    config = _read_config(layers)
+    if not options:
+        return config
+    return _read_config((Layer("options", None, nested(options)), *layers))  # second, so that it is they who are wrong
 
 
-def _find(name: str) -> Path:
-    worlds = list_worlds()
-    if name in worlds:
-        return config_folder() / f"{name}.yaml"
-    if name.endswith((".yaml", ".yml")):
-        if not os.path.isfile(name):  # unlike Path's own, it takes names of any length
-            raise WorldError(f"there is no world file {one_line(name, 200)}; give a yaml file, or one of the worlds {', '.join(worlds)}")
-        return Path(name).resolve()
-    guess = difflib.get_close_matches(name, worlds, n=1)
-    hint = f"did you mean {guess[0]}? " if guess else ""
-    raise WorldError(f"unknown world {one_line(name, 80)!r}; {hint}there are {', '.join(worlds)}, or give the path of a yaml file")
+def _read_config(layers: Layers) -> WorldConfig:
+    own = next(layer.file for layer in layers if layer.file is not None)
+    config = _read(WorldConfig, merged(layers), layers, "", name=own.stem, file=own)
+    givers = {part: layer_of(layers, f"weights.{part}") for part in PARTS}
+    folders = {part: _folder(layer.file or own) for part, layer in givers.items()}
+    added = frozenset(part for part, layer in givers.items() if layer is not layers[-1])
+    start = layer_of(layers, "start").file or own
+    return replace(
+        config,
+        weights=replace(config.weights, folders=folders, added=added),
+        start=config.start and str(_folder(start) / config.start) if start != own else config.start,
+    )
 
 
-def _read(cls: type, data: Any, source: str, path: str, **given: Any) -> Any:
-    """A ``cls`` from the mapping ``data`` found at ``path`` in the file ``source``."""
+def _folder(file: Path) -> Path:
+    """What file names in a world's yaml are relative to: the assets, or the folder of a yaml of the user's own."""
+    return asset_folder() if file.parent == config_folder() else file.parent
+
+
+def _read(cls: type, data: Any, layers: Layers, path: str, **given: Any) -> Any:
+    """A ``cls`` from the mapping ``data`` found at ``path`` in the ``layers``."""
     if not isinstance(data, Mapping):
-        raise WorldError(f"{source}: {path or 'the file'} must be a table of settings, got {_show(data)}")
+        raise WorldError(f"{_label(layers, path)}: {path or 'the file'} must be a table of settings, got {_show(data)}")
     hints = get_type_hints(cls)
     known = {item.name: item for item in fields(cls) if item.metadata.get("yaml", True)}
     for key in data:
         if key not in known:
-            guess = difflib.get_close_matches(str(key), known, n=1, cutoff=0.0)
-            raise WorldError(f"{source}: there is no setting {_join(path, one_line(key, 80))}; did you mean {_join(path, guess[0])}?")
+            name = key[:80] if isinstance(key, str) else _show(key)
+            guess = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
+            label = _label(layers, _join(path, name))
+            raise WorldError(f"{label}: there is no setting {_join(path, one_line(name))}; did you mean {_join(path, guess[0])}?")
     for name, item in known.items():
         if name in data:
-            given[name] = _value(hints[name], data[name], source, _join(path, name))
+            given[name] = _value(hints[name], data[name], layers, _join(path, name))
         elif item.default is MISSING and item.default_factory is MISSING:
-            raise WorldError(f"{source}: the setting {_join(path, name)} is missing")
+            raise WorldError(f"{_label(layers, path)}: the setting {_join(path, name)} is missing")
     try:
         return cls(**given)
     except (ValueError, ArithmeticError) as error:
-        raise WorldError(f"{source}: {f'{path}: ' if path else ''}{one_line(error)}") from None
+        raise WorldError(f"{_label(layers, path)}: {f'{path}: ' if path else ''}{one_line(error)}") from None
 
 
-def _value(hint: Any, value: Any, source: str, path: str) -> Any:
+def _value(hint: Any, value: Any, layers: Layers, path: str) -> Any:
     """``value`` as the type ``hint`` asks for; WorldError where it is not."""
     origin, arguments = get_origin(hint), get_args(hint)
     if origin in (Union, UnionType):
         if value is None and NoneType in arguments:
             return None
         hint = next(argument for argument in arguments if argument is not NoneType)
-        return _value(hint, value, source, path)
+        return _value(hint, value, layers, path)
     if origin is Literal:
         if value not in arguments:
-            raise WorldError(f"{source}: {path} is one of {', '.join(map(str, arguments))}; got {_show(value)}")
+            raise WorldError(f"{_label(layers, path)}: {path} is one of {', '.join(map(str, arguments))}; got {_show(value)}")
         return value
     if is_dataclass(hint):
-        return _read(hint, value, source, path)
+        return _read(hint, value, layers, path)
     if origin is tuple:
         if not isinstance(value, list):
-            raise WorldError(f"{source}: {path} must be a list, got {_show(value)}")
+            raise WorldError(f"{_label(layers, path)}: {path} must be a list, got {_show(value)}")
         if len(value) > LIST_LIMIT:
-            raise WorldError(f"{source}: {path} has {len(value)} entries; at most {LIST_LIMIT} can be used")
+            raise WorldError(f"{_label(layers, path)}: {path} has {len(value)} entries; at most {LIST_LIMIT} can be used")
         if arguments[-1] is Ellipsis:
             arguments = (arguments[0],) * len(value)
         if len(arguments) != len(value):
-            raise WorldError(f"{source}: {path} must have {len(arguments)} entries, got {len(value)}")
-        return tuple(_value(kind, item, source, f"{path}[{i}]") for i, (kind, item) in enumerate(zip(arguments, value, strict=True)))
+            raise WorldError(f"{_label(layers, path)}: {path} must have {len(arguments)} entries, got {len(value)}")
+        return tuple(_value(kind, item, layers, f"{path}[{i}]") for i, (kind, item) in enumerate(zip(arguments, value, strict=True)))
     if hint is float and isinstance(value, int) and not isinstance(value, bool) and abs(value) <= SIZE_LIMIT:
         return float(value)
     limit = LIMITS.get(path.rpartition(".")[2], SIZE_LIMIT)
     words = {int: f"a whole number from 0 to {limit}", float: "a finite number", str: "a text", bool: "true or false"}
     right = {int: lambda: 0 <= value <= limit, float: lambda: math.isfinite(value), str: lambda: len(value) < 1000, bool: lambda: True}
     if type(value) is not hint or not right[hint]():
-        raise WorldError(f"{source}: {path} must be {words[hint]}, got {_show(value)}")
+        raise WorldError(f"{_label(layers, path)}: {path} must be {words[hint]}, got {_show(value)}")
     return value
+
+
+def _label(layers: Layers, path: str) -> str:
+    """Which file, or that it is the options, to name in a message about the setting at ``path``."""
+    return layer_of(layers, path).label
 
 
 def _join(path: str, name: str) -> str:
@@ -225,4 +253,6 @@ def _show(value: Any) -> str:
         return "a table"
     if isinstance(value, (list, tuple, set)):
         return "a list"
+    if isinstance(value, int) and value.bit_length() > 200:  # Python refuses to write out the longest
+        return "a number of more than 60 digits"
     return one_line(repr(value)[:200], 80)

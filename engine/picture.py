@@ -14,6 +14,7 @@ from models.errors import WorldError, one_line
 
 Picture = str | Path | np.ndarray  # a file, or [H, W, 3]: uint8, or float in [0, 1]
 
+KINDS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "TGA")  # PIL knows more; some of those run other programs
 SMALLEST = 16  # pixels a side
 LARGEST = 64_000_000  # pixels in all
 
@@ -25,9 +26,21 @@ def load_picture(start: Picture, height: int, width: int) -> Tensor:
     64 million in all, and for an array of another shape, type or range.
     """
     image = _from_array(start) if isinstance(start, np.ndarray) else _from_file(Path(start))
-    fitted = _fit(image, height, width)
-    pixels = torch.from_numpy(np.asarray(fitted, dtype=np.float32))  # [H, W, 3], 0 to 255
-    return (pixels / 127.5 - 1).permute(2, 0, 1)[None, :, None].contiguous()
+    return to_video(np.asarray(_fit(image, height, width))[None])
+
+
+def fit_frame(frame: np.ndarray, height: int, width: int) -> np.ndarray:
+    """A picture `[H, W, 3]` (uint8, or float in [0, 1]) as uint8 `[height, width, 3]`, cut and scaled like a start picture.
+
+    Raises WorldError for an array of another shape, type or range.
+    """
+    return np.array(_fit(_from_array(frame), height, width))
+
+
+def to_video(frames: np.ndarray) -> Tensor:
+    """uint8 frames `[F, H, W, 3]` as the VAE takes them: float32 `[1, 3, F, H, W]` in [-1, 1]."""
+    pixels = torch.from_numpy(frames.astype(np.float32))
+    return (pixels / 127.5 - 1).permute(3, 0, 1, 2)[None].contiguous()
 
 
 def _fit(image: Image.Image, height: int, width: int) -> Image.Image:
@@ -60,7 +73,7 @@ def _from_file(path: Path) -> Image.Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # PIL's doubts about size and metadata; the size is checked here
-            with Image.open(path) as image:
+            with Image.open(path, formats=KINDS) as image:
                 _check_size(f"the start picture {name}", *image.size)
                 return _opaque(ImageOps.exif_transpose(image))
     except WorldError:
@@ -85,10 +98,18 @@ def _check_size(what: str, width: int, height: int) -> None:
 def _opaque(image: Image.Image) -> Image.Image:
     """Any PIL mode as RGB; what is transparent becomes white."""
     if image.mode.startswith(("I", "F")):  # 16 or 32 bits of grey
-        grey = np.asarray(image, dtype=np.float32)
-        scale = 257 if image.mode.startswith("I") and grey.max() > 255 else 1
-        return Image.fromarray((grey / scale).clip(0, 255).round().astype(np.uint8)).convert("RGB")
+        grey = np.nan_to_num(np.asarray(image, dtype=np.float32))
+        return Image.fromarray((grey * _to_bytes(image.mode, grey.max())).clip(0, 255).round().astype(np.uint8)).convert("RGB")
     if image.has_transparency_data:
         rgba = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
     return image.convert("RGB")
+
+
+def _to_bytes(mode: str, brightest: float) -> float:
+    """What brings grey of more than 8 bits to 0..255. Only "I;16" says how many it has, so the others are told by their brightest."""
+    if mode.startswith("I;16"):
+        return 1 / 257
+    if mode == "F" and brightest <= 1:
+        return 255.0
+    return 1 / 257 if brightest > 255 else 1.0

@@ -65,6 +65,6 @@ class BlockSampler:
         return self._run(x0, CONTEXT_NOISE, clock, cache, condition, windows)
 
     def _run(self, x: Tensor, timestep: float, clock: BlockClock, cache: DiTCache, condition: Tensor, windows: Windows) -> Tensor:
-        timesteps = torch.full((1, clock.n), timestep, device=x.device)
+        timesteps = torch.full((1, clock.n), timestep)  # on the host, where float64 is
         inputs = torch.cat([x, condition], dim=1)  # [1, in_dim, n, h, w]
         return self.dit(inputs, timesteps, windows.keyboard, windows.mouse, cache, clock.start)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -10,13 +13,18 @@ import torch
 from torch import Tensor
 
 from engine.actions import IDLE, Action
-from engine.clock import BlockClock
-from engine.conditioning import ConditionRing
+from engine.clip import check_clip, encode_clip
+from engine.conditioning import ConditionRing, Rows, StartCondition, Windows
+from engine.history import REWIND_MB, History
 from engine.sampler import BlockSampler, NoiseSource, SeededNoise
+from engine.snapshot import Identity, Snapshot
+from models.errors import WorldError
 
 if TYPE_CHECKING:
     from engine.picture import Picture
     from engine.world import World
+
+Past = tuple[tuple[Tensor, Action], ...]  # given blocks: their clean latents [1, z, n, h, w], and what was done meanwhile
 
 
 class Session:
@@ -26,19 +34,25 @@ class Session:
     it was. Same world, seed, start picture and actions give the same bits.
     """
 
-    def __init__(self, world: World, seed: int = 0, start: Picture | None = None, noise: NoiseSource | None = None) -> None:
+    def __init__(
+        self, world: World, seed: int = 0, start: Picture | StartCondition | None = None, noise: NoiseSource | None = None,
+        rewind_mb: float = REWIND_MB,
+    ) -> None:  # fmt: skip
         self.world = world
         self.seed = seed
-        model, action = world.config.model, world.config.model.action
-        self.clock = BlockClock(n=model.num_frame_per_block, r=action.vae_time_ratio)
+        self.clock = world.config.clock
+        self.last_frame: np.ndarray | None = None  # [H, W, 3] uint8, read only: the end of the block before; None at block 0
+        self.restored_from: str | None = None  # sha256 of the file this game goes on from
         self.timings: dict[str, float] = {}
         self.precise_timings = False
         self._noise = noise or SeededNoise(seed)
         self._sampler = BlockSampler(world.dit, world.config.sampler.steps, world.config.sampler.shift)
-        self._start = world.condition(start)
-        self._ring = ConditionRing(action)
+        self._start = start if isinstance(start, StartCondition) else world.condition(start)
+        self._ring = ConditionRing(world.config.model.action)
         self._cache = world.new_cache(self._start)
         self._decoder = world.vae.new_decoder_cache()
+        self._history = History(int(rewind_mb * 1e6))
+        self._past: Past = ()
 
     @torch.inference_mode()
     def step(self, action: Action = IDLE) -> np.ndarray:
@@ -47,49 +61,224 @@ class Session:
         Afterwards `timings` holds the seconds of every stage. Raises WorldError for a key the world does not have.
         """
         watch = _Stopwatch(self.world.device if self.precise_timings else None)
-        clock, ring = self.clock, self._ring
+        clock, ring, cache = self.clock, self._ring, self._cache
         rows = ring.hold(clock, *self.world.config.actions.to_model(action))
         windows = ring.windows(clock, rows).to(self.world.device)
         condition = self._start.block(clock)
         watch.lap("conditioning")
+        books = cache.first, cache.written
+        undo = self._history.before(clock, cache, self._decoder, ring, self.last_frame)
+        watch.lap("history")
+        try:
+            latents, pictures = self._make(condition, windows, watch)
+            self._history.append(undo, latents)
+        except BaseException:
+            cache.first, cache.written = books
+            if undo is not None:
+                undo.put_back(cache)
+            raise
+        self._advance(rows, pictures[-1])  # from here on nothing can fail
+        self.timings = watch.finish()
+        return pictures
 
-        for count, x0 in enumerate(self._sampler.denoise(clock, self._cache, condition, windows, self._noise), 1):
+    def _make(self, condition: Tensor, windows: Windows, watch: _Stopwatch) -> tuple[Tensor, np.ndarray]:
+        """Latents and pictures of the block that comes next. Changes only what the next attempt at it would write over."""
+        clock, cache = self.clock, self._cache
+        for count, x0 in enumerate(self._sampler.denoise(clock, cache, condition, windows, self._noise), 1):
             latents = x0  # [1, z, n, h, w]
             watch.lap(f"denoise {count}")
-        self._sampler.commit(clock, self._cache, condition, windows, latents)
+        self._sampler.commit(clock, cache, condition, windows, latents)
         watch.lap("commit")
         frames = self.world.vae.decode_block(latents, self._decoder, commit=False)  # [1, 3, F, H, W] in [-1, 1]
         watch.lap("decode")
         pictures = to_uint8(frames)
         watch.lap("transfer")
+        return latents, pictures
 
-        self._decoder.commit()  # from here on nothing can fail
-        ring.commit(clock, rows)
-        self.clock = clock.next()
-        self.timings = watch.finish()
+    def _advance(self, rows: Rows, last_frame: np.ndarray) -> None:
+        self._decoder.commit()
+        self._ring.commit(self.clock, rows)
+        self.last_frame = _read_only(last_frame)
+        self.clock = self.clock.next()
+
+    @torch.inference_mode()
+    def prefill(
+        self, clip: np.ndarray, actions: Sequence[Action] = (), progress: Callable[[float], None] | None = None
+    ) -> list[np.ndarray]:  # fmt: skip
+        """Begin with a given clip: the next block goes on from its end. Returns its blocks as `step` would have, as the world sees them.
+
+        ``clip`` `[F, H, W, 3]` (uint8, or float in [0, 1]) is cut and scaled like a start picture, which its first frame becomes.
+        Only whole blocks are used, `check_clip` says how many. ``actions`` are what was done in each; missing ones are idle.
+        ``progress`` is called with the part done, 0 to 1. Raises WorldError, and changes nothing, for a session already played,
+        a clip that cannot be used, more actions than blocks, or a key the world does not have.
+        """
+        config = self.world.config
+        if self.clock.block:
+            raise WorldError(f"a clip can only be given at the beginning, this session stands at block {self.clock.block}; reset it first")
+        blocks, _ = check_clip(clip, self.clock)
+        if len(actions) > blocks:
+            raise WorldError(f"{len(actions)} actions are too many for a clip of {blocks} blocks")
+        for action in actions:
+            config.actions.check(action.keys)
+        report = progress or (lambda part: None)
+        start = self.world.condition(clip[0])
+        latents = []
+        for part in encode_clip(self.world.vae, clip, self.clock, config.height, config.width, self.world.device):
+            latents.append(part)
+            report(len(latents) / blocks / 2)
+        past = tuple(zip(latents, [*actions, *[IDLE] * (blocks - len(actions))], strict=True))
+        return self._live_through(start, past, lambda done: report(0.5 + done / blocks / 2))
+
+    @torch.inference_mode()
+    def _live_through(self, start: StartCondition, past: Past, report: Callable[[int], None] = lambda done: None) -> list[np.ndarray]:
+        """Commit clean latents block by block, at block 0, into all caches and the decoder's; all of it or nothing."""
+        clock, cache = self.clock, self._cache
+        ring, decoder = ConditionRing(self._ring.config), self.world.vae.new_decoder_cache()
+        images = [layer.image for layer in cache.layers]
+        pictures = []
+        try:
+            self.world.dit.precompute_context(start.visual_context, cache)
+            for latents, action in past:
+                rows = ring.hold(clock, *self.world.config.actions.to_model(action))
+                windows = ring.windows(clock, rows).to(self.world.device)
+                self._sampler.commit(clock, cache, start.block(clock), windows, latents)
+                pictures.append(to_uint8(self.world.vae.decode_block(latents, decoder)))
+                ring.commit(clock, rows)
+                clock = clock.next()
+                report(len(pictures))
+        except BaseException:
+            for layer, image in zip(cache.layers, images, strict=True):
+                layer.image = image
+            cache.clear()  # at block 0 nothing in it counts
+            raise
+        self._start, self._past, self._ring, self._decoder, self.clock = start, past, ring, decoder, clock
+        self.last_frame = _read_only(pictures[-1][-1])
+        self._history.clear()
         return pictures
 
     def reset(self, seed: int | None = None, start: Picture | None = None) -> None:
-        """Begin again at block 0 of the next epoch, with the same seed and start picture unless others are given.
+        """Begin again in the next epoch, with the same seed and start picture (or clip, after it) unless others are given.
 
         Raises WorldError, and changes nothing, when the start picture cannot be used.
         """
         if start is not None:
             condition = self.world.condition(start)
-            self._cache, self._start = self.world.new_cache(condition), condition
+            self._cache, self._start, self._past = self.world.new_cache(condition), condition, ()
         if seed is not None:
             self.seed, self._noise = seed, SeededNoise(seed)
         self._cache.clear()
         self._ring.reset()
         self._decoder = self.world.vae.new_decoder_cache()
+        self._history.clear()
         self.clock = self.clock.restarted()
+        self.last_frame = self.restored_from = None
         self.timings = {}
+        if self._past:
+            self._live_through(self._start, self._past)
+
+    # ---- saving, loading, rewinding
+
+    @torch.inference_mode()
+    def snapshot(self) -> Snapshot:
+        """A copy of all state, on the host. The same state gives the same snapshot, whatever way led to it."""
+        clock, cache = self.clock, self._cache
+        seen = range(max(0, clock.start + clock.n - cache.window), clock.start)  # latents that the next block still reads
+        tensors = {}
+        for name, buffer in cache.tensors().items():
+            tensors[f"cache.{name}"] = buffer.to("cpu", copy=True) if ".image." in name else _only(buffer, seen)
+        tensors |= {f"decoder.{slot}": frames.to("cpu", copy=True) for slot, frames in self._decoder.tensors().items()}
+        tensors["rows.keyboard"] = self._ring.keyboard.clone()
+        if self._ring.mouse is not None:
+            tensors["rows.mouse"] = self._ring.mouse.clone()
+        tensors["start.latents"] = self._start.latents.to("cpu", copy=True)
+        if self._start.visual_context is not None:
+            tensors["start.visual_context"] = self._start.visual_context.to("cpu", copy=True)
+        if self.last_frame is not None:
+            tensors["last_frame"] = torch.from_numpy(self.last_frame.copy())
+        return Snapshot(clock.block, self.seed, tensors, Identity(self.world))
+
+    def read_snapshot(self, path: str | Path) -> Snapshot:
+        """A saved snapshot that `restore` will take. Any thread may call it: it touches no state. Raises as `Snapshot.load`."""
+        return Snapshot.load(path, self.world)
+
+    @torch.inference_mode()
+    def restore(self, snapshot: Snapshot) -> None:
+        """Go on from ``snapshot``: the same actions give the same bits. The next epoch begins; its history is empty.
+
+        Raises WorldError, and changes nothing, unless the snapshot is of this world.
+        """
+        snapshot.check(self.world)
+        tensors, device = snapshot.tensors, self.world.device
+        latents, tokens = tensors["start.latents"].to(device, copy=True), tensors.get("start.visual_context")
+        start = StartCondition(latents, self.world.config.vae.temporal_ratio, None if tokens is None else tokens.to(device, copy=True))
+        decoder = self.world.vae.new_decoder_cache()
+        decoder.load({name: tensor.to(device) for name, tensor in _part(tensors, "decoder.").items()})
+        clock = replace(self.clock, epoch=self.clock.epoch + 1, block=snapshot.block)
+        held = max(0, clock.start - self._cache.window), clock.start
+        mouse = tensors.get("rows.mouse")
+
+        self._cache.load(_part(tensors, "cache."), *held)  # from here on nothing can fail
+        self._ring.load(tensors["rows.keyboard"].clone(), None if mouse is None else mouse.clone(), clock.frames.start)
+        self._start, self._past, self._decoder, self.clock = start, (), decoder, clock
+        self.seed, self._noise = snapshot.seed, SeededNoise(snapshot.seed)
+        self.last_frame = None if snapshot.last_frame is None else _read_only(snapshot.last_frame)
+        self.restored_from = snapshot.sha256
+        self._history.clear()
+        self.timings = {}
+
+    @property
+    def rewindable(self) -> int:
+        """How many blocks `rewind` can take back."""
+        return len(self._history)
+
+    @torch.inference_mode()
+    def rewind(self, blocks: int = 1) -> None:
+        """Take back the last ``blocks`` blocks: the same actions again give the same bits. The next epoch begins at that block.
+
+        Raises WorldError, and changes nothing, when fewer blocks are kept.
+        """
+        history = self._history
+        if not 1 <= blocks <= len(history):
+            raise WorldError(f"cannot rewind {blocks} blocks: {self._why_not()}")
+        undo, decoder = history.back(blocks), history.decoder(blocks, self.world.vae, self.world.device)
+        history.put_back(blocks, self._cache)
+        self._cache.first, self._cache.written = max(0, undo.clock.start - self._cache.window), undo.clock.start
+        self._ring.load(undo.keyboard, undo.mouse, undo.clock.frames.start)
+        self._decoder, self.last_frame = decoder, undo.last_frame
+        self.clock = replace(undo.clock, epoch=self.clock.epoch + 1)
+        self.timings = {}
+
+    def _why_not(self) -> str:
+        history = self._history
+        if history.budget <= 0:
+            return "rewinding is turned off (--rewind-mb 0)"
+        if history.needed > history.budget:
+            return f"one block takes {history.needed / 1e6:.0f} MB to take back, --rewind-mb allows {history.budget / 1e6:.0f}"
+        return f"{len(history)} are kept (--rewind-mb {history.budget / 1e6:.0f})"
 
 
 def to_uint8(frames: Tensor) -> np.ndarray:
     """Frames `[1, 3, F, H, W]` in [-1, 1] -> uint8 `[F, H, W, 3]` on the host: round((x + 1) 127.5)."""
     pictures = frames[0].permute(1, 2, 3, 0).float().add(1).mul(127.5).round_().clamp_(0, 255)
     return pictures.to(torch.uint8).contiguous().cpu().numpy()
+
+
+def _only(buffer: Tensor, latents: range) -> Tensor:
+    """A host copy of a ring's buffer with nothing but these latents in it: what else lies there is past or unfinished."""
+    kept = torch.zeros(buffer.shape, dtype=buffer.dtype)
+    slots = [latent % buffer.shape[2] for latent in latents]
+    kept[:, :, slots] = buffer[:, :, slots].cpu()
+    return kept
+
+
+def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def _read_only(frame: np.ndarray) -> np.ndarray:
+    copy = frame.copy()
+    copy.flags.writeable = False
+    return copy
 
 
 class _Stopwatch:
@@ -103,6 +292,8 @@ class _Stopwatch:
     def lap(self, name: str) -> None:
         if self.device is not None and self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
+        elif self.device is not None and self.device.type == "mps":
+            torch.mps.synchronize()
         now = time.perf_counter()
         self.laps[name], self.last = now - self.last, now
 

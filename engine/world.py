@@ -8,13 +8,19 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from engine.actions import Action
+from engine.clip import check_clip
 from engine.conditioning import StartCondition, encode_start
-from engine.config import WorldConfig, list_worlds, load_config
+from engine.config import WorldConfig, load_config
+from engine.history import REWIND_MB
 from engine.picture import Picture, load_picture
 from engine.session import Session
+from engine.snapshot import Snapshot
+from engine.worldfile import list_worlds
 from models.checkpoint import Module, build_empty, check_weights, load_in_turn, load_into
 from models.dit import DiT
 from models.errors import WeightError, WorldError, one_line
@@ -37,6 +43,7 @@ class World:
         self.files = files
         self.device, self.dtype = device, dtype
         self._default: StartCondition | None = None
+        self._hashes: dict[str, str] | None = None
 
     @classmethod
     def load(
@@ -70,19 +77,43 @@ class World:
         """Names of the bundled worlds."""
         return list_worlds()
 
-    def session(self, seed: int = 0, start: Picture | None = None) -> Session:
+    def session(
+        self, seed: int | None = None, start: Picture | None = None, actions: Sequence[Action] = (), rewind_mb: float = REWIND_MB
+    ) -> Session:  # fmt: skip
         """A new game. ``start`` is an image file or an array `[H, W, 3]` (uint8, or float in [0, 1]); None: the world's own.
 
-        Raises WorldError when the picture cannot be used.
+        A clip `[F, H, W, 3]` of at least one block may be given instead: the game goes on from its end, see `Session.prefill` for
+        it and for ``actions``. ``rewind_mb`` is the host memory that `Session.rewind` may use, in 10⁶ bytes; 0 turns it off.
+        Raises WorldError when picture or clip cannot be used.
         """
-        return Session(self, seed, start)
+        seed = self.config.seed if seed is None else seed
+        if not (isinstance(start, np.ndarray) and start.ndim == 4):
+            if len(actions):
+                raise WorldError("actions go with a clip to start from; a start picture has none")
+            return Session(self, seed, start, rewind_mb=rewind_mb)
+        check_clip(start, self.config.clock)
+        session = Session(self, seed, start[0], rewind_mb=rewind_mb)
+        session.prefill(start, actions)
+        return session
+
+    def resume(self, snapshot: Snapshot, rewind_mb: float = REWIND_MB) -> Session:
+        """A game that goes on from ``snapshot``, start picture and seed included. Raises WorldError unless it was taken in this world."""
+        snapshot.check(self)
+        latents, tokens = (snapshot.tensors.get(name) for name in ("start.latents", "start.visual_context"))
+        tokens = None if tokens is None else tokens.to(self.device)
+        start = StartCondition(latents.to(self.device), self.config.vae.temporal_ratio, tokens)
+        session = Session(self, snapshot.seed, start, rewind_mb=rewind_mb)
+        session.restore(snapshot)
+        return session
 
     def weight_hashes(self) -> dict[str, str]:
         """sha256 of every weight file in use, by part and file name, such as ``dit/dit.safetensors``.
 
-        A file is hashed once and again only when its size or the time of its last change is another.
+        Asked for once a world; a file is read again only when its size or the time of its last change is another.
         """
-        return {f"{part}/{file.name}": file_hash(file) for part, files in self.files.items() for file in files}
+        if self._hashes is None:
+            self._hashes = {f"{part}/{file.name}": file_hash(file) for part, files in self.files.items() for file in files}
+        return self._hashes
 
     def condition(self, start: Picture | None) -> StartCondition:
         """The start picture encoded, once, for a session of any length."""
@@ -106,9 +137,9 @@ class World:
         return StartCondition(latents, self.config.vae.temporal_ratio, self._visual_context(picture))
 
     def _own_start(self) -> Path:
-        if self.config.start is None:
-            raise WorldError(f"the world {self.config.name} has no start picture of its own; give one with --start FILE")
-        return self.config.folder / self.config.start
+        if self.config.start_file is None:
+            raise WorldError(self.config.start_missing())
+        return self.config.start_file
 
     @torch.inference_mode()
     def _visual_context(self, picture: Tensor) -> Tensor | None:
@@ -155,7 +186,8 @@ def _device(name: str) -> torch.device:
             device = torch.device(name)
             torch.empty(1, device=device).tolist()  # reading it back tells a real one from "meta"
     except Exception:
-        there = "cpu or cuda" if torch.cuda.is_available() else "cpu"
+        others = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+        there = " or ".join(["cpu", *(kind for kind, here in others.items() if here)])
         raise WorldError(f"there is no device {one_line(name, 80)!r} here; use {there}") from None
     return device
 
@@ -164,19 +196,20 @@ def _files(config: WorldConfig, weights: Path | None) -> Files:
     """Where the weight files of each part lie. Raises WeightError when one of them does not exist."""
     if weights is not None and not os.path.isdir(weights):  # unlike Path's own, it takes names of any length
         raise WeightError(_no_folder(config, weights))
-    folder = weights or config.folder
     wanted = {"dit": config.weights.dit, "vae": config.weights.vae, "vision": config.weights.vision if config.vision else ()}
-    files = {part: [_place(folder, name) for name in names] for part, names in wanted.items()}
-    missing = [name for part, names in wanted.items() for name, file in zip(names, files[part], strict=True) if not file.is_file()]
+    files = {part: [_place(config.weight_folders(part, weights), name) for name in names] for part, names in wanted.items()}
+    missing = [(part, name) for part, names in wanted.items() for name, file in zip(names, files[part], strict=True) if not file.is_file()]
     if not missing:
         return files
+    part, name = missing[0]
+    folder = config.weight_folders(part, weights)[0]
     if weights is None and config.weights.source is not None:
         get = f"get {config.weights.source}, then give its folder with --weights, or let --fetch download what is needed"
         raise WeightError(f"the weights of {config.name} are not bundled: {get}")
-    hint = unfinished(folder / missing[0])
-    if not hint and (folder.parent / missing[0]).is_file():
+    hint = unfinished(folder / name)
+    if not hint and (folder.parent / name).is_file():
         hint = f"; is {folder.parent} the folder you mean?"
-    raise WeightError(f"there is no {missing[0]} in {folder}{hint}; the world {config.name} needs {_listed(missing)}")
+    raise WeightError(f"there is no {name} in {folder}{hint}; the world {config.name} needs {_listed([name for _, name in missing])}")
 
 
 def _no_folder(config: WorldConfig, weights: Path) -> str:
@@ -189,9 +222,10 @@ def _no_folder(config: WorldConfig, weights: Path) -> str:
     return f"--weights {shown} is a file; {give} ('reverie inspect FILE' says what a file is)"
 
 
-def _place(folder: Path, name: str) -> Path:
-    """``name`` in the folder, or directly in it without its own folders."""
-    return next((path for path in (folder / name, folder / Path(name).name) if path.is_file()), folder / name)
+def _place(folders: Sequence[Path], name: str) -> Path:
+    """``name`` in the first folder that has it, or directly in it without its own folders."""
+    places = [path for folder in folders for path in (folder / name, folder / Path(name).name)]
+    return next((path for path in places if path.is_file()), places[0])
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -21,12 +21,17 @@ from typing import NoReturn
 from game.options import Parser
 
 SCREENSHOT_SECONDS = 2.0  # how long the end waits for screenshots still being written
-COMMANDS: dict[str, str] = {"inspect": "what is this weight file? are these two the same?"}  # beside playing, which needs no word
+COMMANDS: dict[str, str] = {  # beside playing, which needs no word
+    "inspect": "what is this weight file? are these two the same?",
+    "diagnose": "looks for trouble in a film or a folder of pictures",
+}
 
 
 def _command(name: str) -> ModuleType:
     """The module behind a word of `COMMANDS`, or behind playing."""
     match name:
+        case "diagnose":
+            from game.commands import diagnose as command
         case "inspect":
             from game.commands import inspect as command
         case _:

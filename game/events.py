@@ -29,6 +29,11 @@ class Command(Enum):
     CAPTURE = auto()
     FOCUS_LOST = auto()
     REDRAW = auto()
+    SAVE = auto()
+    LOAD = auto()
+    SLOT = auto()
+    REWIND = auto()
+    REWIND_END = auto()
 
 
 @dataclass(frozen=True)
@@ -45,6 +50,10 @@ SHORTCUTS = (
     Shortcut(Command.PAUSE, (pygame.K_p, pygame.K_PAUSE), "P", "pause, go on"),
     Shortcut(Command.STEP, (pygame.K_PERIOD, pygame.K_KP_PERIOD), ".", "one block"),
     Shortcut(Command.RESTART, (pygame.K_RETURN, pygame.K_KP_ENTER), "Enter", "start again"),
+    Shortcut(Command.REWIND, (pygame.K_BACKSPACE,), "Backspace", "rewind (hold)"),
+    Shortcut(Command.SAVE, (pygame.K_F2,), "F2", "save"),
+    Shortcut(Command.LOAD, (pygame.K_F4,), "F4", "load"),
+    Shortcut(Command.SLOT, (), "Shift 1-9", "slot to save in"),
     Shortcut(Command.HELP, (pygame.K_F1,), "F1", "this help"),
     Shortcut(Command.HUD, (pygame.K_F3,), "F3", "keys and numbers"),
     Shortcut(Command.SCREENSHOT, (pygame.K_F8,), "F8", "screenshot"),
@@ -64,7 +73,7 @@ def help_columns(space: ActionSpace) -> tuple[list[tuple[str, str]], list[tuple[
     """(key, what it does) of the world and of the program."""
     world = [(key.upper(), does) for key, does in space.help]
     if space.has_look:
-        world.append(("Mouse", "look (click)"))
+        world.append(("Mouse", "look (click)" if space.look_scale[0] else "left and right (click)"))
     return world, [(shortcut.label, shortcut.does) for shortcut in SHORTCUTS]
 
 
@@ -73,6 +82,8 @@ class EventReader:
 
     def __init__(self, controls: Controls) -> None:
         self.controls = controls
+        self.slot = 1  # chosen with Shift and a digit
+        self._rewinding: int | None = None  # code of the key that is held for it
         self._pads: dict[int, pygame.joystick.JoystickType] = {}
 
     def read(self, events: list[pygame.event.Event], captured: bool) -> list[Command]:
@@ -85,6 +96,9 @@ class EventReader:
                 return self._key(event)
             case pygame.KEYUP:
                 self.controls.release(SCANCODES.get(event.scancode, ""))
+                if event.key == self._rewinding:
+                    self._rewinding = None
+                    return Command.REWIND_END
             case pygame.MOUSEMOTION if captured:
                 self.controls.move_mouse(*event.rel)
             case pygame.MOUSEBUTTONDOWN if event.button == 1:
@@ -102,17 +116,28 @@ class EventReader:
             case kind if kind in _WINDOW:
                 if kind == pygame.WINDOWFOCUSLOST:
                     self.controls.release_all()
+                    self._rewinding = None
                 return _WINDOW[kind]
         return None
 
     def _key(self, event: pygame.event.Event) -> Command | None:
-        name = SCANCODES.get(event.scancode, "")
-        if name in self.controls.space.keys:  # the world's own keys come first
+        name, keys = SCANCODES.get(event.scancode, ""), self.controls.space.keys
+        if event.mod & pygame.KMOD_SHIFT and name in tuple("123456789") and "shift" not in keys:
+            self.slot = int(name)
+            return Command.SLOT
+        if event.mod & pygame.KMOD_CTRL and event.key == pygame.K_z and "ctrl" not in keys:
+            return self._begin_rewind(event.key)
+        if name in keys:  # the world's own keys come before the program's
             self.controls.press(name)
             return None
         if event.key == pygame.K_RETURN and event.mod & pygame.KMOD_ALT:
             return Command.FULLSCREEN
-        return Command.STEP if event.unicode == "." else _BY_CODE.get(event.key)
+        command = Command.STEP if event.unicode == "." else _BY_CODE.get(event.key)
+        return self._begin_rewind(event.key) if command == Command.REWIND else command
+
+    def _begin_rewind(self, code: int) -> Command:
+        self._rewinding = code
+        return Command.REWIND
 
     def _stick(self, event: pygame.event.Event) -> None:
         """Axes 0 and 1 are the left stick; the right one is 2 and 3, or 3 and 4 on pads whose axis 2 is a trigger."""

@@ -9,6 +9,7 @@ from engine import Action, Session, WorldConfig
 from game.controls import Sample
 from game.sessionfile import Script
 from game.sinks import Block, Sink, Tally, close_all
+from game.worldthread import first_origin
 
 
 def play_headless(session: Session, config: WorldConfig, script: Script, blocks: int, sinks: Iterable[Sink]) -> Tally:
@@ -25,7 +26,9 @@ def play_headless(session: Session, config: WorldConfig, script: Script, blocks:
             sample = Sample(Action(script.at(index) or frozenset()), time.perf_counter())
             if index == 0:
                 tally.open(config)
-            block = Block(0, clock.block, clock.frames.start, sample, session.step(sample.action), time.perf_counter())
+            origin = first_origin(session) if index == 0 else None
+            frames = session.step(sample.action)
+            block = Block(0, clock.block, clock.frames.start, sample, frames, time.perf_counter(), origin)
             for sink in everywhere:
                 if index == 0 and sink is not tally:
                     sink.open(config)

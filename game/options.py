@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
+from itertools import pairwise
 from pathlib import Path
 from typing import NoReturn
+
+CLIP_SUFFIXES = (".mp4", ".m4v", ".mov", ".webm", ".mkv", ".avi")
 
 
 class UsageError(Exception):
@@ -31,6 +35,32 @@ def whole(low: int, high: int):
         return int(text)
 
     return parse
+
+
+def listed(low: int, high: int):
+    """An argparse type: whole numbers from ``low`` to ``high``, with commas between them, each smaller than the one before."""
+    one = whole(low, high)
+
+    def parse(text: str) -> list[int]:
+        numbers = [one(word) for word in text.split(",")[:100]]
+        if any(a <= b for a, b in pairwise(numbers)):
+            raise argparse.ArgumentTypeError(f"each must be smaller than the one before, not {text[:40]!r}")
+        return numbers
+
+    return parse
+
+
+def size(text: str) -> tuple[int, int]:
+    """An argparse type: WIDTHxHEIGHT in pixels."""
+    match = re.fullmatch(r"([0-9]{1,5})[x×]([0-9]{1,5})", text.strip().lower())
+    if match is None:
+        raise argparse.ArgumentTypeError(f"must be WIDTHxHEIGHT such as 640x352, not {text[:40]!r}")
+    return int(match[1]), int(match[2])
+
+
+def is_clip(path: Path) -> bool:
+    """Whether a start is a film rather than a picture, by its name."""
+    return path.suffix.lower() in CLIP_SUFFIXES
 
 
 def check_record(path: Path, overwrite: bool) -> None:

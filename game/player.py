@@ -17,6 +17,8 @@ from game.events import Command, EventReader, help_columns
 from game.pacing import Timeline
 from game.presenter import Presenter
 from game.recorder import Recorder
+from game.rewinder import Rewinder
+from game.saves import Saves
 from game.sessionfile import Script
 from game.sinks import Background, Block, close_all
 from game.window import Window
@@ -40,7 +42,7 @@ class Game:
         limit: int | None = None,
         sinks: Iterable[Background] = (),
     ) -> None:
-        self.window, self.config, self.limit = window, config, limit
+        self.window, self.config = window, config
         self.controls = Controls(config.actions)
         self._script = script
         self._sinks = list(sinks)
@@ -50,6 +52,8 @@ class Game:
         timeline = Timeline(config.fps)
         self.world = WorldThread(open_session, self._take, timeline, limit)
         self.presenter = Presenter(self.world.blocks, timeline, lambda: self.world.estimate.lead, self._on_block)
+        self.saves = Saves(self.world, config.name, window.toast)
+        self.rewinder = Rewinder(self.world, self.presenter, window.toast)
         self._hud = self._help = self._over = False
         self._drawn: object = None  # what the overlays showed when the window was last drawn
 
@@ -64,6 +68,7 @@ class Game:
         finally:
             self.window.close()
             self.world.stop()
+            self.saves.close()
             close_all(self._sinks_opened)
 
     def _turn(self) -> None:
@@ -72,6 +77,8 @@ class Game:
         if self.world.error is not None:
             raise self.world.error
         now = time.perf_counter()
+        self._arrive()
+        self.rewinder.turn(now)
         fresh = self.presenter.poll(now)
         if fresh:
             self.window.set_picture(self.presenter.frame)
@@ -80,7 +87,7 @@ class Game:
         if fresh or overlays != self._drawn:
             self._drawn = overlays
             self.window.draw(self._draw_overlays)
-        if self.limit is not None and self.presenter.ended(now, self.limit):
+        if self.world.end is not None and self.presenter.ended(now, self.world.end):
             self._over = True
         self._rest(self.presenter.next_due)
 
@@ -91,15 +98,31 @@ class Game:
 
     # ---- between the threads
 
+    def _arrive(self) -> None:
+        """The world stands somewhere else after a load or a rewind: show the picture that is there."""
+        while not self.world.arrivals.empty():
+            arrival = self.world.arrivals.get()
+            if arrival.epoch != self.world.epoch or (arrival.epoch == self.presenter.epoch and self.presenter.block is not None):
+                continue  # something newer is on its way, or already there
+            self.controls.drop_taps()
+            self.presenter.restart(arrival.epoch, arrival.picture)
+            if self.world.paused:
+                self.presenter.freeze()
+            if arrival.picture is not None:
+                self.window.set_picture(arrival.picture)
+                self._drawn = None
+            self.rewinder.arrived(arrival.origin)
+
     def _take(self, block: int) -> Sample:
-        """The action for ``block``: from the script while it lasts, then from the player. Called by the world's thread."""
+        """The action for the ``block``-th block: from the script while it lasts, then from the player. Called by the world's thread."""
         sample = self.controls.sample()
         keys = None if self._script is None else self._script.at(block)
         return sample if keys is None else Sample(Action(keys), sample.sampled_at)
 
     def _on_block(self, block: Block) -> None:
         """The first frame of ``block`` is on screen."""
-        if self._script is not None and block.index == len(self._script):
+        self.rewinder.shown(block)
+        if self._script is not None and block.index - self.world.base == len(self._script):
             self.window.toast("The script is over, the controls are yours")
         for sink in self._sinks:
             if sink not in self._sinks_opened:
@@ -126,6 +149,7 @@ class Game:
                 self.window.capture(True)
             case Command.FOCUS_LOST:
                 self.window.capture(False)
+                self.rewinder.release()
             case Command.FULLSCREEN:
                 self.window.toggle_fullscreen()
                 self._drawn = None
@@ -137,12 +161,23 @@ class Game:
                 self._help = not self._help
             case Command.SCREENSHOT if playing:
                 self._screenshot()
-            case Command.PAUSE if playing:
+            case Command.SLOT:
+                self.saves.choose(self._events.slot)
+            case Command.SAVE if playing:
+                self.saves.save()
+            case Command.LOAD if playing:
+                self.saves.load()
+            case Command.REWIND if playing:
+                self.rewinder.press()
+            case Command.REWIND_END:
+                self.rewinder.release()
+            case Command.PAUSE if playing and not self.rewinder.active:
                 self._pause()
-            case Command.STEP if playing:
+            case Command.STEP if playing and not self.rewinder.active:
                 self._step()
             case Command.RESTART if playing:
                 self.controls.drop_taps()
+                self.rewinder.forget()
                 self.presenter.restart(self.world.restart())
 
     def _escape(self) -> None:
@@ -189,7 +224,7 @@ class Game:
         """Whatever changes the overlays without a new frame; loading moves all the time."""
         held = self.controls.held if self._hud else None
         loading = time.perf_counter() // 0.04 if self.presenter.frame is None else None
-        return self.window.toasts(), self._hud, self._help, held, self.world.paused, loading
+        return self.window.toasts(), self._hud, self._help, held, self.world.paused, self.rewinder.words, loading
 
     def _draw_overlays(self, surface: pygame.Surface) -> None:
         if self.presenter.frame is None:
@@ -203,7 +238,9 @@ class Game:
             return
         if self._hud and self.presenter.block is not None:
             hud.draw_hud(surface, self._hud_state(self.presenter.block))
-        if self.world.paused:
+        if self.rewinder.words:
+            hud.draw_banner(surface, self.rewinder.words)
+        elif self.world.paused:
             hud.draw_banner(surface, "Paused   P go on   . one block")
         hud.draw_toasts(surface, self.window.toasts(), raised=self._hud)
 
@@ -212,7 +249,7 @@ class Game:
         return hud.HudState(
             keys=space.keys,
             held=self.controls.held,
-            acting=action.keys,
+            acting=space.acting(action),
             look=space.deflection(action) if space.has_look else None,
             fps=self.presenter.rate.value,
             native_fps=self.config.fps,

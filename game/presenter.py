@@ -42,19 +42,23 @@ class Presenter:
         self._timeline = timeline
         self._lead = lead
         self._on_block = on_block
-        self._epoch = 0
+        self.epoch = 0
+        self._ahead: Block | None = None  # of an epoch that nobody has announced yet
         self._position = 0  # of the next frame in the block
         self._until: int | None = None
+        self.first = 0  # index of the first block of this epoch
         self.frozen = False
         self.block: Block | None = None  # the one being shown
         self.frame: np.ndarray | None = None  # [H, W, 3] uint8, on screen
         self.shown = Shown()
         self.rate = Rate()
 
-    def restart(self, epoch: int) -> None:
-        """From now on only blocks of ``epoch`` count; the picture stays until the first of them is there."""
-        self._epoch = epoch
+    def restart(self, epoch: int, picture: np.ndarray | None = None) -> None:
+        """From now on only blocks of ``epoch`` count; until the first of them is there, ``picture`` (or the last one) is seen."""
+        self.epoch = epoch
         self.block = None
+        if picture is not None:
+            self.frame = picture
         self.frozen = False
         self._until = None
         self._timeline.stop()
@@ -79,7 +83,7 @@ class Presenter:
         return max(0.0, self._lead() - frames / self._timeline.fps) if self._blocks.empty() else 0.0
 
     def ended(self, now: float, limit: int) -> bool:
-        """Whether ``limit`` blocks of this epoch have been shown, the last frame for its full time."""
+        """Whether all blocks before block ``limit`` have been shown, the last frame for its full time."""
         if self.block is None or self.block.index + 1 < limit or self._position < len(self.block.frames):
             return False
         due = self._timeline.due(self._next_frame)
@@ -104,7 +108,7 @@ class Presenter:
         changed = False
         while not self.frozen and self._available(now):
             due = self._timeline.due(self._next_frame)
-            if now < due and self._next_frame != 0:  # the very first is shown at once, even if the clock starts later
+            if now < due and (self._position or self.block.index != self.first):  # the very first is shown at once, whatever the clock
                 break
             if changed:
                 self.shown.skipped += 1
@@ -129,8 +133,10 @@ class Presenter:
         if block is None:
             return False
         due = self._timeline.due(block.first_frame)
-        if block.index == 0:
-            self._timeline.start(0, now + self._slack(len(block.frames)))  # the second block is begun now
+        if self.block is None:
+            self.first = block.index
+            slack = 0.0 if self._until is not None else self._slack(len(block.frames))  # the second block is begun now
+            self._timeline.start(block.first_frame, now + slack)
         elif due is None or block.finished_at > due:
             self._timeline.start(block.first_frame, now)
             if self._until is None:
@@ -139,14 +145,15 @@ class Presenter:
         return True
 
     def _take(self) -> Block | None:
-        """The next block of this epoch if it is there; older ones are dropped."""
+        """The next block of this epoch if it is there; older ones are dropped, a newer one waits for its `restart`."""
         while True:
             try:
-                block = self._blocks.get_nowait()
+                block = self._ahead or self._blocks.get_nowait()
             except queue.Empty:
                 return None
-            if block.epoch == self._epoch:
-                return block
+            self._ahead = block if block.epoch > self.epoch else None
+            if block.epoch >= self.epoch:
+                return block if self._ahead is None else None
 
     def _begin(self, block: Block, now: float) -> None:
         self.shown.action_latency = now - block.sample.sampled_at

@@ -5,12 +5,16 @@ from __future__ import annotations
 import queue
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
 
 from engine import Session
 from game.controls import Sample
 from game.pacing import Estimate, Timeline
-from game.sinks import Block
+from game.sinks import Block, Origin
 
 QUEUE_BLOCKS = 2  # more than are ever ready: the next block is begun only when it will soon be needed
 
@@ -19,12 +23,30 @@ class Cancelled(Exception):
     """Raised inside the world's thread, out of the loading progress, when the player has left meanwhile."""
 
 
+@dataclass(frozen=True)
+class Errand:
+    """Something to do with the session between two blocks. ``run`` gives back where the session now goes on from, if that is
+    somewhere else; when it raises, ``failed`` is told and the game goes on. Both are called on the world's thread."""
+
+    run: Callable[[Session], Origin | None]
+    failed: Callable[[Exception], None]
+
+
+@dataclass(frozen=True, eq=False)
+class Arrival:
+    """A new epoch has begun, not at the start picture but after ``picture``."""
+
+    epoch: int
+    origin: Origin
+    picture: np.ndarray | None  # [H, W, 3] uint8
+
+
 class WorldThread(threading.Thread):
     """Makes blocks for one window.
 
-    It meets the window's thread in two places: ``take`` hands it the latest action, ``blocks`` takes what it made. The
-    methods `restart`, `pause`, `resume`, `step` and `stop` only set wishes; they return at once and are called by the window's
-    thread. Whatever goes wrong in here ends up in ``error``.
+    It meets the window's thread in two places: ``take`` hands it the latest action, ``blocks`` takes what it made, and
+    ``arrivals`` tells of epochs that an errand began. The methods `restart`, `pause`, `resume`, `step`, `hold`, `between_blocks`
+    and `stop` only set wishes; they return at once and are called by other threads. Whatever goes wrong in here ends up in ``error``.
     """
 
     def __init__(
@@ -34,9 +56,14 @@ class WorldThread(threading.Thread):
         timeline: Timeline,
         limit: int | None = None,
     ) -> None:
-        """``load(progress)`` opens the session, ``take(block index)`` gives the action, ``limit`` is the number of blocks."""
+        """``load(progress)`` opens the session, ``take(n)`` gives the action of its n-th block, ``limit`` is the number of blocks.
+
+        Blocks are counted from where the session was begun, loaded or restarted.
+        """
         super().__init__(name="reverie-world", daemon=True)
         self.blocks: queue.Queue[Block] = queue.Queue(QUEUE_BLOCKS)
+        self.arrivals: queue.SimpleQueue[Arrival] = queue.SimpleQueue()
+        self.session: Session | None = None  # once it is there; other threads may ask it only for what never changes
         self.estimate = Estimate()
         self.error: BaseException | None = None
         self.progress: tuple[str, float] | None = ("starting", 0.0)  # None once the world is there
@@ -49,8 +76,14 @@ class WorldThread(threading.Thread):
         self._changed = threading.Condition()
         self._stopping = False
         self.paused = False  # written by the window's thread alone
+        self._held = False
         self._steps = 0  # blocks to make in spite of the pause
         self._begun = 0  # blocks of this epoch, the one in the making included
+        self._wishes: deque[Errand | None] = deque()  # None: restart
+        self._session_epoch = 0  # the epoch the session is in; behind ``epoch`` while a restart is still a wish
+        self._base = 0  # block that the counting begins with
+        self._first = 0  # block that this epoch begins with
+        self._origin: Origin | None = None  # of the next block, where it begins an epoch
 
     # ---- wishes of the window's thread
 
@@ -59,8 +92,31 @@ class WorldThread(threading.Thread):
         with self._changed:
             self.epoch += 1
             self.paused, self._steps, self._begun = False, 0, 0
+            self._wishes.append(None)
             self._changed.notify()
             return self.epoch
+
+    def between_blocks(self, errand: Errand) -> None:
+        """Run ``errand`` before the next block, after all earlier wishes; paused or not."""
+        with self._changed:
+            self._wishes.append(errand)
+            self._changed.notify()
+
+    def hold(self, held: bool) -> None:
+        """Begin no blocks as long as this is set, not even single ones; errands go on."""
+        with self._changed:
+            self._held = held
+            self._changed.notify()
+
+    @property
+    def end(self) -> int | None:
+        """Index after the last block to be made; None without a limit."""
+        return None if self._limit is None else self._base + self._limit
+
+    @property
+    def base(self) -> int:
+        """Block that the counting begins with: 0, or the one that was loaded."""
+        return self._base
 
     def pause(self) -> None:
         """Begin no more blocks; the one in the making is finished."""
@@ -96,7 +152,7 @@ class WorldThread(threading.Thread):
 
     def run(self) -> None:
         try:
-            session = self._load(self._report)
+            self.session = session = self._load(self._report)
             self.progress = None
             self._play(session)
         except Cancelled:
@@ -110,48 +166,98 @@ class WorldThread(threading.Thread):
         self.progress = (what, fraction)
 
     def _play(self, session: Session) -> None:
-        epoch = 0
-        while (wanted := self._wait(epoch, session.clock.block, session.clock.frames.start)) is not None:
-            if wanted != epoch:
-                session.reset()
-                epoch = wanted
+        origin = first_origin(session)
+        with self._changed:
+            self._settle(session, origin)
+        if session.last_frame is not None:
+            self.arrivals.put(Arrival(0, origin, session.last_frame))
+        while self._wait(session):
+            if self._wishes:
+                self._fulfil(session)
                 continue
-            clock = session.clock
-            sample = self._take(clock.block)
+            clock, epoch = session.clock, self._session_epoch
+            sample = self._take(clock.block - self._base)
             frames = session.step(sample.action)
             finished_at = time.perf_counter()
             self.estimate.add(finished_at - sample.sampled_at)
-            self._hand_over(Block(epoch, clock.block, clock.frames.start, sample, frames, finished_at))
+            block = Block(epoch, clock.block, clock.frames.start, sample, frames, finished_at, self._origin)
+            self._origin = None
+            self._hand_over(block, session)
 
-    def _wait(self, epoch: int, block: int, frame: int) -> int | None:
-        """Sleep until ``block``, which starts with ``frame``, must be begun; the epoch wanted by then, None to end."""
+    def _settle(self, session: Session, origin: Origin) -> None:
+        """The session stands at the beginning of an epoch. Called with the lock held."""
+        self._origin = origin
+        self._first = self._begun = session.clock.block
+        if origin.kind != "rewind":
+            self._base = self._first
+
+    def _fulfil(self, session: Session) -> None:
+        """Do what was wished for first."""
+        wish = self._wishes.popleft()  # only this thread takes any out
+        if wish is None:
+            with self._changed:
+                if None in self._wishes:
+                    return  # the player pressed twice
+            session.reset()
+            with self._changed:
+                if None not in self._wishes:
+                    self._session_epoch = self.epoch
+                    self._settle(session, Origin("start", block=session.clock.block))
+            return
+        try:
+            origin = wish.run(session)
+        except Exception as error:
+            wish.failed(error)
+            return
+        if origin is None:
+            return
         with self._changed:
-            while not self._stopping:
-                if self.epoch != epoch:
-                    return self.epoch
+            if None in self._wishes:
+                return  # what it began is over already
+            self.epoch += 1
+            self._session_epoch = self.epoch
+            self._settle(session, origin)
+        self.arrivals.put(Arrival(self._session_epoch, origin, session.last_frame))
+
+    def _wait(self, session: Session) -> bool:
+        """Sleep until there is a wish, or the next block must be begun; False to end."""
+        block, frame = session.clock.block, session.clock.frames.start
+        with self._changed:
+            while True:
+                if self._wishes:  # also when it ends: a game that is saved and left at once is saved
+                    return True
+                if self._stopping:
+                    return False
                 wait = self._seconds_to_wait(block, frame)
                 if wait is not None and wait <= 0:
                     self._begun = block + 1
                     self._steps = max(0, self._steps - 1)
-                    return epoch
+                    return True
                 self._changed.wait(wait)
-        return None
 
     def _seconds_to_wait(self, block: int, frame: int) -> float | None:
         """Until ``block`` must be begun; None if that is not known yet."""
-        if self._limit is not None and block >= self._limit:
+        if self._held or (self.end is not None and block >= self.end):
             return None
         if self.paused:
             return 0.0 if self._steps else None
-        if block == 0:
+        if block == self._first:
             return 0.0
         due = self._timeline.due(frame)
         return None if due is None else due - self.estimate.lead - time.perf_counter()
 
-    def _hand_over(self, block: Block) -> None:
+    def _hand_over(self, block: Block, session: Session) -> None:
         while not self._stopping and block.epoch == self.epoch:
             try:
                 self.blocks.put(block, timeout=0.1)
                 return
             except queue.Full:
-                continue
+                if self._wishes:
+                    self._fulfil(session)
+
+
+def first_origin(session: Session) -> Origin:
+    """Where a session that was just opened goes on from."""
+    if session.restored_from is None:
+        return Origin("start", block=session.clock.block)
+    return Origin("load", block=session.clock.block, snapshot=session.restored_from)

@@ -96,8 +96,9 @@ class DiT(nn.Module):
     ) -> Tensor:  # fmt: skip
         """One pass over latents [start, start + n): writes their keys and values into ``cache`` and attends to its window.
 
-        x [B, in_dim, n, h, w]; timestep [B, n] in 0..1000; keyboard [B, n, 12, keyboard_dim] and mouse [B, n, 12, 2], cut per
-        latent -> [B, out_dim, n, h, w]. Raises ``ValueError`` where the cache cannot be continued at ``start`` (`DiTCache.open`).
+        x [B, in_dim, n, h, w]; timestep [B, n] in 0..1000, best on the host; keyboard [B, n, 12, keyboard_dim] and mouse
+        [B, n, 12, 2], cut per latent -> [B, out_dim, n, h, w]. Raises ``ValueError`` where the cache cannot be continued at
+        ``start`` (`DiTCache.open`).
         """
         height, width = self._grid(x, mouse)
         if self.img_emb is not None and cache.layers[0].image is None:
@@ -167,7 +168,8 @@ class DiT(nn.Module):
     ) -> Tensor:
         height, width = self._grid(x, mouse)
         tokens = self._patchify(x)  # [B, T, S, dim]
-        embedded = self.time_embedding(timestep_embedding(timestep, self.config.freq_dim).to(tokens.dtype))  # [B, T, dim]
+        sinusoids = timestep_embedding(timestep, self.config.freq_dim).to(tokens.dtype)  # cast first: not every device has float64
+        embedded = self.time_embedding(sinusoids.to(tokens.device, non_blocking=True))  # [B, T, dim]
         modulation = self.time_projection(embedded).unflatten(-1, (6, -1))  # [B, T, 6, dim]
         for layer, attend in zip(self.blocks, attends, strict=True):
             tokens = layer(tokens, modulation, keyboard, mouse, grid, time, attend)

@@ -8,6 +8,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+WITHOUT_FLOAT64 = {"mps"}  # kinds of devices
 TRAIN_STEPS = 1000  # length of the table the published models were trained with
 
 
@@ -44,9 +45,13 @@ class FlowSchedule:
 
 
 def x0_from_velocity(x: Tensor, velocity: Tensor, sigma: Tensor | float) -> Tensor:
-    """x0 = x - sigma velocity, computed in float64, returned in x's dtype. ``sigma`` is one number or broadcasts against x."""
-    sigma = torch.as_tensor(sigma, dtype=torch.float64, device=x.device)
-    return (x.double() - sigma * velocity.double()).to(x.dtype)
+    """x0 = x - sigma velocity, computed in float64 (where there is none, in float32), returned in x's dtype.
+
+    ``sigma`` is one number or broadcasts against x.
+    """
+    wide = torch.float32 if x.device.type in WITHOUT_FLOAT64 else torch.float64
+    sigma = torch.as_tensor(sigma, dtype=wide, device=x.device)
+    return (x.to(wide) - sigma * velocity.to(wide)).to(x.dtype)
 
 
 def x0_from_output(x: Tensor, output: Tensor, sigma: Tensor | float, prediction: str) -> Tensor:

@@ -133,6 +133,13 @@ class DiTCache:
         """Forget all latents; the image's keys stay."""
         self.first = self.written = 0
 
+    def views(self, first: int, end: int) -> list[Tensor]:
+        """Where every ring keeps latents [first, end), at most a window of them: views ``[B, heads, 1.., tokens, head_dim]``, always in
+        the same order. What lies there may be older."""
+        runs = Block(self.window, first, first, end - first).slots(first, end)
+        rings = (ring for layer in self.layers for ring in (layer.tokens, layer.mouse, layer.keyboard) if ring is not None)
+        return [buffer[:, :, a:b] for ring in rings for buffer in (ring.k, ring.v) for a, b in runs]
+
     def tensors(self) -> dict[str, Tensor]:
         """Every buffer by name, not copied. With ``first`` and ``written`` it is the whole state."""
         found: dict[str, Tensor] = {}

@@ -23,7 +23,7 @@ def axis_split(head_dim: int) -> tuple[int, int, int]:
 def axis_angles(positions: Tensor, axis_dim: int, theta: float) -> Tensor:
     """Angles in radians, float64 ``[len(positions), axis_dim / 2]``: position x theta^(-2i / axis_dim)."""
     exponents = torch.arange(0, axis_dim, 2, dtype=torch.float64, device=positions.device) / axis_dim
-    return positions.to(torch.float64)[:, None] * theta ** -exponents
+    return positions.to(torch.float64)[:, None] * theta**-exponents
 
 
 def rotary_grid(positions: Tensor, height: int, width: int, head_dim: int, theta: float = 10000.0) -> Rotary:

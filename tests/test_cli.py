@@ -326,3 +326,31 @@ def test_cheap_answers_come_without_torch(tmp_path: Path) -> None:
         code = f"import sys; from game import cli\ntry: cli.main({arguments!r})\nexcept SystemExit: pass\nassert 'torch' not in sys.modules"
         done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, timeout=60)
         assert done.returncode == 0
+
+
+def test_going_on_from_a_saved_game(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from engine import REWIND_MB, Action, Snapshot, World
+    from game.commands import play
+
+    assert play.REWIND_MB == REWIND_MB
+    session = World.load(tiny).session(seed=3)
+    for _ in range(4):
+        session.step(Action(frozenset("w")))
+    session.snapshot().save("saved")
+    assert cli.main(["--world", str(tiny), "--load", "saved", "--headless", "--script", "w l", "--blocks", "2", "--dump", "d"]) == 0
+    frames = np.concatenate([session.step(Action(frozenset(key))) for key in "wl"])
+    assert np.array_equal(frames, np.stack([iio.imread(f"d/frame_{i:06d}.png") for i in range(24)]))
+    lines = [json.loads(line) for line in Path("d/actions.jsonl").read_text().splitlines()]
+    assert [lines[0]["block"], lines[-1]["block"]] == [4, 5]
+    assert cli.main(["--world", str(tiny), "--load", "saved", "--blocks", "1", "--rewind-mb", "0"]) == 0
+    capsys.readouterr()
+    assert "belongs to the world 'tiny', this is garden" in refused(capsys, "--headless", "--load", "saved")
+    assert "--start" in refused(capsys, "--world", tiny, "--load", "saved", "--start", tiny.parent / "start.png")
+    assert "seed" in refused(capsys, "--world", tiny, "--load", "saved", "--seed", 4)
+    assert "no such file" in refused(capsys, "--world", tiny, "--load", "gone")
+    assert "a folder" in refused(capsys, "--world", tiny, "--load", ".")
+    assert "--rewind-mb" in refused(capsys, "--rewind-mb", "-1")
+    Path("saved").write_bytes(Path("saved").read_bytes()[:-1])
+    assert "cut short" in refused(capsys, "--world", tiny, "--headless", "--load", "saved")
+    with pytest.raises(ValueError, match="cut short"):
+        Snapshot.load("saved")

@@ -13,15 +13,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from game import __version__
-from game.options import ConsoleProgress, UsageError, absolute, check_record, whole
+from game.options import ConsoleProgress, UsageError, absolute, check_record, is_clip, listed, size, whole
 
 if TYPE_CHECKING:
-    from engine import Session, WorldConfig
+    import numpy as np
+
+    from engine import Action, Session, WorldConfig
     from game.sessionfile import Script
     from game.sinks import Background
     from game.window import Window
 
 MAX_BLOCKS = 100_000_000
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+REWIND_MB = 512  # as in the engine, which takes seconds to import
 PARTS = {"dit": "world model", "vae": "picture decoder", "vision": "image encoder"}  # of the weights, in words
 
 
@@ -30,12 +34,23 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     world.add_argument("--world", default="garden", metavar="NAME", help="a bundled world or a yaml file of your own (garden)")
     world.add_argument("--weights", type=Path, metavar="DIR", help="folder with the world's weights, if they are not bundled")
     world.add_argument("--fetch", action="store_true", help="download the world's weights first, as far as they are not here yet")
-    world.add_argument("--start", type=Path, metavar="IMAGE", help="start picture (the world's own)")
-    world.add_argument("--seed", type=whole(0, 2**63 - 1), default=0, metavar="N", help="same seed and actions, same dream (0)")
-    world.add_argument("--device", default="cpu", metavar="NAME", help="cpu, cuda, … (cpu)")
+    world.add_argument("--start", type=Path, metavar="FILE", help="start picture (the world's own), or a clip (mp4, …) to go on from")
+    world.add_argument("--actions", type=Path, metavar="FILE", help="what was done in that clip: a script, one action a block (nothing)")
+    world.add_argument("--load", type=Path, metavar="FILE", help="go on from a saved game, with its start picture and seed")
+    world.add_argument("--seed", type=whole(0, 2**63 - 1), metavar="N", help="same seed and actions, same dream (the world's, else 0)")
+    world.add_argument("--device", default="cpu", metavar="NAME", help="cpu, cuda or mps (cpu)")
+    world.add_argument(
+        "--dtype", choices=DTYPES, help="numbers of model and picture decoder (the world's, else auto: what the device is fast at)"
+    )
+    other = parser.add_argument_group("another way than the world's own")
+    other.add_argument("--steps", type=listed(0, 1000), metavar="N,N,…", help="denoising steps, falling, such as 1000,666,333")
+    other.add_argument("--window", type=whole(1, 15), metavar="N", help="latents of local attention, 1 to 15, at least a block's three")
+    other.add_argument("--fps", type=whole(1, 240), metavar="N", help="native frames a second")
+    other.add_argument("--size", type=size, metavar="WxH", help="resolution, such as 640x352; sides are multiples of 16")
     play = parser.add_argument_group("playing")
     play.add_argument("--blocks", type=whole(1, MAX_BLOCKS), metavar="N", help="end after N blocks")
     play.add_argument("--script", metavar="WORDS", help='actions instead of the keyboard, as words or a file of them: "w*3 w+l*2 idle j*4"')
+    play.add_argument("--rewind-mb", type=whole(0, 10**6), default=REWIND_MB, metavar="N", help=f"memory to rewind with ({REWIND_MB})")
     play.add_argument("--headless", action="store_true", help="no window, as fast as it goes; plays a demo walk unless there is a script")
     out = parser.add_argument_group("keeping it")
     out.add_argument("--record", type=Path, metavar="FILE.mp4", help="film what is played")
@@ -77,6 +92,18 @@ def _check(args: argparse.Namespace) -> None:
         raise UsageError("--fetch keeps the weights in huggingface's cache; leave --weights out")
     if args.start is not None and not args.start.is_file():
         raise UsageError(f"--start {args.start}: {'is a folder, not a picture' if args.start.is_dir() else 'no such file'}")
+    if args.actions is not None:
+        if args.start is None or not is_clip(args.start):
+            raise UsageError("--actions goes with a clip: --start FILE.mp4")
+        if not args.actions.is_file():
+            raise UsageError(f"--actions {args.actions}: no such file")
+    if args.load is not None:
+        if args.start is not None:
+            raise UsageError("--load goes on from a saved game, --start begins another: give one of them")
+        if args.seed is not None:
+            raise UsageError("--load takes the seed of the saved game: leave --seed away")
+        if not args.load.is_file():
+            raise UsageError(f"--load {args.load}: {'is a folder, not a saved game' if args.load.is_dir() else 'no such file'}")
     if args.record is not None:
         check_record(args.record, args.overwrite)
     if args.dump is not None:
@@ -104,11 +131,10 @@ def _play_without_display(args: argparse.Namespace, problem: str) -> int:
 
 
 def _play_headless(args: argparse.Namespace) -> int:
-    from engine import load_config
     from game.headless import play_headless
     from game.sessionfile import demo_script
 
-    config = load_config(args.world)
+    config = _config(args)
     script = _script(args, config) or demo_script(config.actions.keys)
     session = _open_session(args, config, ConsoleProgress(config.name))
     sinks = _sinks(args, wait=True)
@@ -124,10 +150,8 @@ def _play_window(args: argparse.Namespace) -> int:
     from game.window import Window
 
     bundled = (resources.files("configs") / f"{args.world}.yaml").is_file()
-    if not bundled or args.script is not None:  # may be refused: better before a window opens
-        from engine import load_config
-
-        _script(args, load_config(args.world))
+    if not bundled or args.script is not None or args.size is not None:  # may be refused: better before a window opens
+        _script(args, _config(args))
     window = Window("Reverie")
     try:
         if not wait_behind(window, lambda: importlib.import_module("engine"), "waking up"):
@@ -138,11 +162,10 @@ def _play_window(args: argparse.Namespace) -> int:
 
 
 def _play_in(window: Window, args: argparse.Namespace) -> int:
-    from engine import load_config
     from game.events import help_columns
     from game.player import Game
 
-    config = load_config(args.world)
+    config = _config(args)
     print(f"{config.title}. {config.about}".strip())
     for column in help_columns(config.actions):
         print("  " + ", ".join(f"{key} {does}" for key, does in column))
@@ -170,29 +193,62 @@ def _tell_written(args: argparse.Namespace, sinks: Iterable[Background]) -> None
 
 
 def _open_session(args: argparse.Namespace, config: WorldConfig, progress) -> Session:
-    from engine import World, load_picture
+    from engine import Snapshot, World, load_picture
 
-    if args.start is not None:  # looked at before gigabytes of weights are read
-        load_picture(args.start, config.height, config.width)
+    start, actions = args.start, []
+    if start is not None and is_clip(start):
+        start, actions = _clip(args, config)
+    elif start is not None:  # looked at before gigabytes of weights are read
+        load_picture(start, config.height, config.width)
+    elif args.load is not None:
+        Snapshot.check_name(args.load, config)
     elif config.start is None and args.weights is not None:
-        raise UsageError(f"the world {config.name} has no start picture of its own; give one with --start FILE")
+        raise UsageError(config.start_missing())
 
     def named(part: str, done: float) -> None:
         progress(PARTS.get(part, part), done)
 
-    world = World.load(config, weights=args.weights, device=args.device, progress=named)
-    progress("start picture", 0.0)
-    session = world.session(seed=args.seed, start=args.start)
-    progress("start picture", 1.0)
+    world = World.load(config, weights=args.weights, device=args.device, dtype=args.dtype, progress=named)
+    what = "saved game" if args.load is not None else "start picture" if start is args.start else "start clip"
+    progress(what, 0.0)
+    if args.load is None:
+        session = world.session(seed=args.seed, start=start, actions=actions, rewind_mb=args.rewind_mb)
+    else:
+        session = world.resume(Snapshot.load(args.load, world), rewind_mb=args.rewind_mb)
+    progress(what, 1.0)
     return session
+
+
+def _clip(args: argparse.Namespace, config: WorldConfig) -> tuple[np.ndarray, list[Action]]:
+    """Frames of the clip to start from and what was done in it; says what of it is not used, or will look different."""
+    from engine import check_clip, clip_limit
+    from game.clip import actions_of, read_clip
+
+    clip = read_clip(args.start, config.height, config.width, clip_limit(config.clock))
+    blocks, used = check_clip(clip.frames, config.clock)
+    rest = len(clip.frames) - used
+    print(
+        f"{args.start}: going on from {blocks} blocks, {used} frames{f'; the last {rest} make no whole block and are cut' if rest else ''}"
+    )
+    if clip.fps is not None and abs(clip.fps - config.fps) > 0.5:
+        print(f"{args.start} has {clip.fps:g} frames a second; this world takes them for {config.fps} a second")
+    return clip.frames, [] if args.actions is None else actions_of(args.actions, config.actions, blocks)
+
+
+def _config(args: argparse.Namespace) -> WorldConfig:
+    """The world asked for, with what the command line changes in it."""
+    from engine import load_config
+
+    width, height = args.size or (None, None)
+    changes = {"sampler.steps": args.steps, "model.local_attn_size": args.window, "fps": args.fps, "width": width, "height": height}
+    return load_config(args.world, {name: value for name, value in changes.items() if value is not None})
 
 
 def _fetch(args: argparse.Namespace) -> Path:
     """The folder with the world's weights, downloaded where they were not here."""
-    from engine import load_config
     from game.fetch import fetch, repository
 
-    config = load_config(args.world)
+    config = _config(args)
     repo = repository(config.weights.source)
     if repo is None:
         here = "come with it" if config.weights.source is None else f"are not on huggingface.co but: {config.weights.source}"
@@ -236,9 +292,9 @@ def _list(args: argparse.Namespace) -> int:
 
 
 def _bench(args: argparse.Namespace) -> int:
-    from engine import Action, benchmark, load_config
+    from engine import Action, benchmark
 
-    config = load_config(args.world)
+    config = _config(args)
     script = _script(args, config)
     session = _open_session(args, config, ConsoleProgress(config.name))
     action_of = None if script is None else (lambda block: Action(script.at(block % len(script))))
