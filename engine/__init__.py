@@ -5,7 +5,7 @@ from engine.bench import BenchReport, benchmark
 from engine.clip import check_clip, clip_limit
 from engine.config import WorldConfig, load_config
 from engine.history import REWIND_MB
-from engine.inspect import compare_weights, inspect_weights, weight_files
+from engine.inspect import Comparison, FileReport, compare_weights, inspect_weights, weight_files
 from engine.picture import fit_frame, load_picture
 from engine.session import Session
 from engine.snapshot import Snapshot
@@ -18,6 +18,8 @@ __all__ = [
     "Action",
     "ActionSpace",
     "BenchReport",
+    "Comparison",
+    "FileReport",
     "Session",
     "Snapshot",
     "World",

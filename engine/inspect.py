@@ -10,7 +10,8 @@ from pathlib import Path
 
 import torch
 
-from engine.config import WorldConfig, list_worlds, load_config
+from engine.config import WorldConfig, load_config
+from engine.worldfile import list_worlds
 from models.checkpoint import build_empty, shapes_of
 from models.dit import DiT
 from models.errors import WorldError

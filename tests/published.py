@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from engine import World, WorldConfig, load_config
-from engine.config import config_folder
+from engine.worldfile import config_folder
 from models.checkpoint import build_empty, shapes_of
 from models.dit import DiT
 from models.vae import VAE

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from game.options import ConsoleProgress, UsageError, whole
 
 if TYPE_CHECKING:
-    from engine.inspect import Comparison, FileReport
+    from engine import Comparison, FileReport
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

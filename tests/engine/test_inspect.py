@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from engine import compare_weights, inspect_weights
-from engine.config import asset_folder
+from engine.worldfile import asset_folder
 from game import cli
 from models.errors import WeightError
 from tests.models.test_telltale import sparse
