@@ -11,7 +11,7 @@ from torch import Tensor
 
 from engine.actions import IDLE, Action
 from engine.clock import BlockClock
-from engine.conditioning import ConditionRing
+from engine.conditioning import ConditionRing, StartCondition
 from engine.sampler import BlockSampler, NoiseSource, SeededNoise
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ class Session:
     it was. Same world, seed, start picture and actions give the same bits.
     """
 
-    def __init__(self, world: World, seed: int = 0, start: Picture | None = None, noise: NoiseSource | None = None) -> None:
+    def __init__(self, world: World, seed: int = 0, start: Picture | StartCondition | None = None, noise: NoiseSource | None = None) -> None:
         self.world = world
         self.seed = seed
         model, action = world.config.model, world.config.model.action

@@ -8,12 +8,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from engine.conditioning import StartCondition, encode_start
 from engine.config import WorldConfig, list_worlds, load_config
-from engine.picture import Picture, load_picture
+from engine.exact import make_exact
+from engine.picture import Picture, fit_picture, load_picture
 from engine.session import Session
 from models.checkpoint import Module, build_empty, check_weights, load_into, sha256
 from models.dit import DiT
@@ -23,6 +25,7 @@ from models.vae import VAE
 from models.vision import VisionEncoder
 
 Files = dict[str, list[Path]]  # the weight files in use, by part: dit, vae, vision
+VISION_TOKENS = 257  # of a start picture: class and 16 x 16 patches
 Progress = Callable[[str, float], None]  # (what is being loaded, part done from 0 to 1)
 
 
@@ -35,6 +38,7 @@ class World:
         self.files = files
         self.device, self.dtype = device, dtype
         self._default: StartCondition | None = None
+        self._warm = False
 
     @classmethod
     def load(
@@ -71,16 +75,39 @@ class World:
     def session(self, seed: int = 0, start: Picture | None = None) -> Session:
         """A new game. ``start`` is an image file or an array `[H, W, 3]` (uint8, or float in [0, 1]); None: the world's own.
 
-        Raises WorldError when the picture cannot be used.
+        The first one warms the world up. Raises WorldError when the picture cannot be used.
         """
+        self.warm_up()
         return Session(self, seed, start)
+
+    @torch.inference_mode()
+    def warm_up(self) -> None:
+        """Choose exact kernels, then encode a grey picture, play one block on it and throw both away; once in a world's life.
+
+        What a library does on its first call (starting threads, choosing kernels) must not reach the first block's bits: MKL is
+        known to give other digits while several threads enter it for the first time. No session is touched by this.
+        """
+        if self._warm:
+            return
+        make_exact()
+        grey = torch.zeros(1, 3, 1, self.config.height, self.config.width, device=self.device)
+        tokens = self.config.vision and torch.zeros(1, VISION_TOKENS, self.config.model.img_dim, device=self.device, dtype=self.dtype)
+        latents = encode_start(self.vae, grey, latents=2)  # the encoder's two shapes: one frame, then a latent's worth
+        Session(self, 0, StartCondition(latents, self.config.vae.temporal_ratio, tokens)).step()
+        self._warm = True
+
+    def start_pixels(self, start: Picture | None = None) -> np.ndarray:
+        """The start picture as the model sees it: uint8 `[H, W, 3]` at the world's size; given as a start it comes through unchanged."""
+        return fit_picture(self._own_start() if start is None else start, self.config.height, self.config.width)
 
     def weight_hashes(self) -> dict[str, str]:
         """sha256 of every weight file in use, by part and file name, such as ``dit/dit.safetensors``."""
         return {f"{part}/{file.name}": sha256(file) for part, files in self.files.items() for file in files}
 
-    def condition(self, start: Picture | None) -> StartCondition:
-        """The start picture encoded, once, for a session of any length."""
+    def condition(self, start: Picture | StartCondition | None) -> StartCondition:
+        """The start picture encoded, once, for a session of any length; one that is encoded already comes back as it is."""
+        if isinstance(start, StartCondition):
+            return start
         if start is None:
             if self._default is None:
                 self._default = self._encode(self._own_start())

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 from engine import Action, Session, WorldConfig
 from game.controls import Sample
-from game.sessionfile import Script
+from game.script import Script
 from game.sinks import Block, Sink, Tally, close_all
 
 
@@ -22,7 +22,7 @@ def play_headless(session: Session, config: WorldConfig, script: Script, blocks:
     try:
         for index in range(blocks):
             clock = session.clock
-            sample = Sample(Action(script.at(index) or frozenset()), time.perf_counter())
+            sample = Sample(script.at(index) or Action(), time.perf_counter())
             if index == 0:
                 tally.open(config)
             block = Block(0, clock.block, clock.frames.start, sample, session.step(sample.action), time.perf_counter())

@@ -10,14 +10,14 @@ from pathlib import Path
 
 import pygame
 
-from engine import Action, Session, WorldConfig
+from engine import Session, WorldConfig
 from game import hud
 from game.controls import Controls, Sample
 from game.events import Command, EventReader, help_columns
 from game.pacing import Timeline
 from game.presenter import Presenter
 from game.recorder import Recorder
-from game.sessionfile import Script
+from game.script import Script
 from game.sinks import Background, Block, close_all
 from game.window import Window
 from game.worldthread import WorldThread
@@ -94,8 +94,8 @@ class Game:
     def _take(self, block: int) -> Sample:
         """The action for ``block``: from the script while it lasts, then from the player. Called by the world's thread."""
         sample = self.controls.sample()
-        keys = None if self._script is None else self._script.at(block)
-        return sample if keys is None else Sample(Action(keys), sample.sampled_at)
+        action = None if self._script is None else self._script.at(block)
+        return sample if action is None else Sample(action, sample.sampled_at)
 
     def _on_block(self, block: Block) -> None:
         """The first frame of ``block`` is on screen."""

@@ -17,7 +17,7 @@ from game.options import ConsoleProgress, UsageError, absolute, check_record, wh
 
 if TYPE_CHECKING:
     from engine import Session, WorldConfig
-    from game.sessionfile import Script
+    from game.script import Script
     from game.sinks import Background
     from game.window import Window
 
@@ -101,7 +101,7 @@ def _play_without_display(args: argparse.Namespace, problem: str) -> int:
 def _play_headless(args: argparse.Namespace) -> int:
     from engine import load_config
     from game.headless import play_headless
-    from game.sessionfile import demo_script
+    from game.script import demo_script
 
     config = load_config(args.world)
     script = _script(args, config) or demo_script(config.actions.keys)
@@ -183,7 +183,7 @@ def _open_session(args: argparse.Namespace, config: WorldConfig, progress) -> Se
 
 
 def _script(args: argparse.Namespace, config: WorldConfig) -> Script | None:
-    from game.sessionfile import read_script
+    from game.script import read_script
 
     return None if args.script is None else read_script(args.script, config.actions.keys)
 
@@ -218,12 +218,12 @@ def _list(args: argparse.Namespace) -> int:
 
 
 def _bench(args: argparse.Namespace) -> int:
-    from engine import Action, benchmark, load_config
+    from engine import benchmark, load_config
 
     config = load_config(args.world)
     script = _script(args, config)
     session = _open_session(args, config, ConsoleProgress(config.name))
-    action_of = None if script is None else (lambda block: Action(script.at(block % len(script))))
+    action_of = None if script is None else (lambda block: script.at(block % len(script)))
     report = benchmark(session, args.blocks or 20, action_of)
     print(json.dumps(report.to_dict(), indent=2) if args.json else report.to_text())
     return 0
