@@ -15,6 +15,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 import yaml
 
 from engine.actions import ActionSpace
+from engine.clock import BlockClock
 from engine.conditioning import HISTORY
 from models.dit import DiTConfig
 from models.errors import WorldError, one_line
@@ -83,6 +84,12 @@ class WorldConfig:
     def folder(self) -> Path:
         """Where the files that come with the world lie: the assets, or beside a yaml of the user's own."""
         return asset_folder() if self.file.parent == config_folder() else self.file.parent
+
+    @property
+    def block_frames(self) -> tuple[int, int]:
+        """Frames of the first block and of every other."""
+        first = BlockClock(n=self.model.num_frame_per_block, r=self.model.action.vae_time_ratio)
+        return len(first.frames), len(first.next().frames)
 
     def _demands(self) -> list[tuple[bool, str]]:
         """How the parts must fit together: (whether they do, what to say if not)."""

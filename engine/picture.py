@@ -27,8 +27,8 @@ def load_picture(start: Picture, height: int, width: int) -> Tensor:
 def fit_picture(start: Picture, height: int, width: int) -> np.ndarray:
     """The picture as uint8 `[height, width, 3]`: upright, opaque, centre crop, antialiased bilinear resize.
 
-    One that has that size already is not changed. Raises WorldError for a file that is missing, unreadable or no picture, for fewer than 16 pixels a side or more than
-    64 million in all, and for an array of another shape, type or range.
+    One that has that size already is not changed. Raises WorldError for a file that is missing, unreadable or no picture,
+    for fewer than 16 pixels a side or more than 64 million in all, and for an array of another shape, type or range.
     """
     image = _from_array(start) if isinstance(start, np.ndarray) else _from_file(Path(start))
     return np.array(_fit(image, height, width))

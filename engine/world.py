@@ -25,7 +25,6 @@ from models.vae import VAE
 from models.vision import VisionEncoder
 
 Files = dict[str, list[Path]]  # the weight files in use, by part: dit, vae, vision
-VISION_TOKENS = 257  # of a start picture: class and 16 x 16 patches
 Progress = Callable[[str, float], None]  # (what is being loaded, part done from 0 to 1)
 
 
@@ -91,7 +90,8 @@ class World:
             return
         make_exact()
         grey = torch.zeros(1, 3, 1, self.config.height, self.config.width, device=self.device)
-        tokens = self.config.vision and torch.zeros(1, VISION_TOKENS, self.config.model.img_dim, device=self.device, dtype=self.dtype)
+        vision = self.config.vision
+        tokens = None if vision is None else torch.zeros(1, vision.num_tokens, vision.dim, device=self.device, dtype=self.dtype)
         latents = encode_start(self.vae, grey, latents=2)  # the encoder's two shapes: one frame, then a latent's worth
         Session(self, 0, StartCondition(latents, self.config.vae.temporal_ratio, tokens)).step()
         self._warm = True

@@ -25,7 +25,9 @@ def play_headless(session: Session, config: WorldConfig, script: Script, blocks:
             sample = Sample(script.at(index) or Action(), time.perf_counter())
             if index == 0:
                 tally.open(config)
-            block = Block(0, clock.block, clock.frames.start, sample, session.step(sample.action), time.perf_counter())
+            started_at = time.perf_counter()
+            frames = session.step(sample.action)
+            block = Block(0, clock.block, clock.frames.start, sample, frames, time.perf_counter(), started_at=started_at)
             for sink in everywhere:
                 if index == 0 and sink is not tally:
                     sink.open(config)

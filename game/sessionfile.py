@@ -59,6 +59,7 @@ class SessionFile:
     blocks: list[Played] = field(default_factory=list)
     gaps: set[tuple[int, int]] = field(default_factory=set)  # (epoch, index) of blocks that are not in the film
     end: str | None = None
+    _by_epoch: dict[int, list[Played]] = field(default_factory=dict, repr=False)
 
     def lineage(self, epoch: int) -> list[Played]:
         """The blocks that led to the end of ``epoch``, those of its parents that stayed included."""
@@ -74,8 +75,7 @@ class SessionFile:
             epoch = origin.parent
 
     def _of(self, epoch: int) -> list[Played]:
-        if not hasattr(self, "_by_epoch"):
-            self._by_epoch: dict[int, list[Played]] = {}
+        if not self._by_epoch:
             for block in self.blocks:
                 self._by_epoch.setdefault(block.epoch, []).append(block)
         return self._by_epoch[epoch]
@@ -196,7 +196,7 @@ class _Blocks:
 
     def __init__(self, session: SessionFile) -> None:
         self.session = session
-        self._lengths: dict[int, int] = {}  # of each epoch: index of its last block + 1
+        self._spans: dict[int, tuple[int, int]] = {}  # of each epoch, its parents included: first block, last block + 1
         self._actions: dict[Action, Action] = {}  # one object for the many that are equal
 
     def block(self, line: dict[str, Any]) -> None:
@@ -216,7 +216,10 @@ class _Blocks:
         keyboard, frames = tuple(_numbers(line, "keyboard", 0, 256)), _whole(line, "frames", MAX_FRAMES)
         action = self._actions.setdefault(action, action)
         blocks.append(Played(epoch, index, action, keyboard, mouse, frames, digest, origin))
-        self._lengths[epoch] = index + 1
+        first = index if origin is not None and origin.kind == "load" else 0
+        if origin is not None and origin.kind == "rewind":
+            first = self._spans[origin.parent][0]
+        self._spans[epoch] = (self._spans[epoch][0] if origin is None else first, index + 1)
 
     def _origin(self, found: object, epoch: int, index: int) -> Origin | None:
         last = self.session.blocks[-1] if self.session.blocks else None
@@ -233,8 +236,10 @@ class _Blocks:
             raise _Wrong(f"origin.block must be {index}, not {_show(found.get('block'))}")
         if kind == "start" and index == 0 and parent is None and snapshot is None:
             return Origin("start")
-        if kind == "rewind" and snapshot is None and type(parent) is int and index <= self._lengths.get(parent, -1):
-            return Origin("rewind", index, parent)
+        if kind == "rewind" and snapshot is None and type(parent) is int and parent in self._spans:
+            first, end = self._spans[parent]
+            if first <= index <= end:
+                return Origin("rewind", index, parent)
         if kind == "load" and parent is None and isinstance(snapshot, str) and _HEX.fullmatch(snapshot):
             return Origin("load", index, None, snapshot)
         raise _Wrong(f"an origin {_show(kind)} with block {index}, parent {_show(parent)} and snapshot {_show(snapshot)} makes no sense")

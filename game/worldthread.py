@@ -118,10 +118,11 @@ class WorldThread(threading.Thread):
                 continue
             clock = session.clock
             sample = self._take(clock.block)
+            started_at = time.perf_counter()
             frames = session.step(sample.action)
             finished_at = time.perf_counter()
             self.estimate.add(finished_at - sample.sampled_at)
-            self._hand_over(Block(epoch, clock.block, clock.frames.start, sample, frames, finished_at))
+            self._hand_over(Block(epoch, clock.block, clock.frames.start, sample, frames, finished_at, started_at=started_at))
 
     def _wait(self, epoch: int, block: int, frame: int) -> int | None:
         """Sleep until ``block``, which starts with ``frame``, must be begun; the epoch wanted by then, None to end."""

@@ -86,7 +86,7 @@ def _check(args: argparse.Namespace) -> None:
 
 
 def _play_without_display(args: argparse.Namespace, problem: str) -> int:
-    from game.recorder import free_name
+    from game.film import free_name
 
     if os.environ.get("SDL_VIDEODRIVER"):
         raise UsageError(f"no display: SDL_VIDEODRIVER={os.environ['SDL_VIDEODRIVER']} does not work ({problem})")
