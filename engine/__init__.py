@@ -3,7 +3,7 @@
 from engine.actions import Action, ActionSpace
 from engine.bench import BenchReport, benchmark
 from engine.config import WorldConfig, list_worlds, load_config
-from engine.exact import NOISE, fingerprint, pin_threads, settings
+from engine.exact import NOISE, fingerprint, pin_threads, processor, settings
 from engine.picture import load_picture
 from engine.session import Session
 from engine.world import World
@@ -24,5 +24,6 @@ __all__ = [
     "load_config",
     "load_picture",
     "pin_threads",
+    "processor",
     "settings",
 ]

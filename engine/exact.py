@@ -84,7 +84,12 @@ def processor() -> str:
 def _attention(device: torch.device) -> str:
     if device.type != "cuda":
         return "torch sdpa"
-    kernels = {"flash": "flash_sdp_enabled", "efficient": "mem_efficient_sdp_enabled", "cudnn": "cudnn_sdp_enabled", "math": "math_sdp_enabled"}
+    kernels = {
+        "flash": "flash_sdp_enabled",
+        "efficient": "mem_efficient_sdp_enabled",
+        "cudnn": "cudnn_sdp_enabled",
+        "math": "math_sdp_enabled",
+    }
     on = [name for name, ask in kernels.items() if getattr(torch.backends.cuda, ask, lambda: False)()]
     return f"torch sdpa ({' '.join(on)})"
 

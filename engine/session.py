@@ -26,7 +26,9 @@ class Session:
     it was. Same world, seed, start picture and actions give the same bits.
     """
 
-    def __init__(self, world: World, seed: int = 0, start: Picture | StartCondition | None = None, noise: NoiseSource | None = None) -> None:
+    def __init__(
+        self, world: World, seed: int = 0, start: Picture | StartCondition | None = None, noise: NoiseSource | None = None
+    ) -> None:
         self.world = world
         self.seed = seed
         model, action = world.config.model, world.config.model.action

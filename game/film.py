@@ -14,7 +14,8 @@ from typing import IO
 import imageio_ffmpeg
 import numpy as np
 
-from game.sessionfile import MAX_HEADER, session_beside
+from game.names import PART, free_name, session_beside
+from game.sessionfile import MAX_HEADER
 
 try:
     import fcntl
@@ -22,7 +23,6 @@ except ImportError:  # Windows, where a file that is open cannot be renamed anyw
     fcntl = None
 
 IDENTITY = "reverie session "  # in a film's comment, followed by the sha256 of its session's header
-PART = ".part.mp4"
 MAX_PARTS = 20  # looked at in one folder
 INSPECT_SECONDS = 120
 
@@ -48,11 +48,6 @@ def ffmpeg_version() -> tuple[int, int]:
     done = subprocess.run([imageio_ffmpeg.get_ffmpeg_exe(), "-version"], capture_output=True, stdin=subprocess.DEVNULL, timeout=60)
     match = re.match(rb"ffmpeg version n?([0-9]+)\.([0-9]+)", done.stdout)
     return (int(match[1]), int(match[2])) if match else (99, 0)
-
-
-def part_of(path: Path) -> Path:
-    """Where a film is written until it is finished: walk.mp4 is walk.part.mp4."""
-    return path.with_name(path.stem + PART)
 
 
 def lock(part: Path) -> IO[bytes]:
@@ -100,16 +95,6 @@ def read_film(path: Path, height: int, width: int) -> Iterator[np.ndarray]:
         raise FilmError(f"{path}: cannot be read as a film ({' '.join(str(error).split())[-80:]})") from None
     finally:
         reader.close()
-
-
-def free_name(stem: str, suffix: str = ".mp4", folder: Path = Path()) -> Path:
-    """The first of STEM.mp4, STEM-2.mp4, STEM-3.mp4 … that does not exist in ``folder``, nor its session file or unfinished film."""
-    number = 1
-    while True:
-        path = folder / f"{stem}{'' if number == 1 else f'-{number}'}{suffix}"
-        if not any(other.exists() for other in (path, session_beside(path), part_of(path))):
-            return path
-        number += 1
 
 
 def recover_parts(folder: Path) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from engine import Action, Session, WorldConfig
 from game.controls import Sample
@@ -11,14 +11,17 @@ from game.script import Script
 from game.sinks import Block, Sink, Tally, close_all
 
 
-def play_headless(session: Session, config: WorldConfig, script: Script, blocks: int, sinks: Iterable[Sink]) -> Tally:
-    """Play ``blocks`` blocks unpaced into the sinks; past the script's end nothing is pressed.
+def play_headless(
+    session: Session, config: WorldConfig, script: Script, blocks: int, sinks: Iterable[Sink], stop: Callable[[], bool] = lambda: False
+) -> Tally:
+    """Play ``blocks`` blocks unpaced into the sinks, or until ``stop`` says so; past the script's end nothing is pressed.
 
     Ctrl-C ends it early and properly. Raises `SinkError` if a sink fails.
     """
     tally = Tally()
     everywhere = [tally, *sinks]
     opened: list[Sink] = []
+    reason = "failed"
     try:
         for index in range(blocks):
             clock = session.clock
@@ -33,8 +36,11 @@ def play_headless(session: Session, config: WorldConfig, script: Script, blocks:
                     sink.open(config)
                     opened.append(sink)
                 sink.write(block)
+            if stop():
+                break
+        reason = "played to the end"
     except KeyboardInterrupt:
-        pass
+        reason = "interrupted"
     finally:
-        close_all(opened)
+        close_all(opened, reason)
     return tally

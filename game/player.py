@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 
@@ -39,8 +40,10 @@ class Game:
         script: Script | None = None,
         limit: int | None = None,
         sinks: Iterable[Background] = (),
+        replay: bool = False,
     ) -> None:
-        self.window, self.config, self.limit = window, config, limit
+        """``replay``: all that is done stands in the script, so that nothing the player does may change the world."""
+        self.window, self.config, self.limit, self.replay = window, config, limit, replay
         self.controls = Controls(config.actions)
         self._script = script
         self._sinks = list(sinks)
@@ -50,7 +53,7 @@ class Game:
         timeline = Timeline(config.fps)
         self.world = WorldThread(open_session, self._take, timeline, limit)
         self.presenter = Presenter(self.world.blocks, timeline, lambda: self.world.estimate.lead, self._on_block)
-        self._hud = self._help = self._over = False
+        self._hud = self._help = self._over = self._played_out = False
         self._drawn: object = None  # what the overlays showed when the window was last drawn
 
     def run(self) -> None:
@@ -58,13 +61,18 @@ class Game:
         self.window.fit_world(f"{self.config.title} – Reverie", self.config.width, self.config.height)
         self.window.toast("F1 help   F3 keys and numbers" + ("   click to look with the mouse" if self.config.actions.has_look else ""))
         self.world.start()
+        reason = "failed"
         try:
             while not self._over:
                 self._turn()
+            reason = "played to the end" if self._played_out else "left"
+        except KeyboardInterrupt:
+            reason = "interrupted"
+            raise
         finally:
             self.window.close()
             self.world.stop()
-            close_all(self._sinks_opened)
+            close_all(self._sinks_opened, reason)
 
     def _turn(self) -> None:
         for command in self._events.read(pygame.event.get(), self.window.captured):
@@ -81,7 +89,7 @@ class Game:
             self._drawn = overlays
             self.window.draw(self._draw_overlays)
         if self.limit is not None and self.presenter.ended(now, self.limit):
-            self._over = True
+            self._over = self._played_out = True
         self._rest(self.presenter.next_due)
 
     def _rest(self, due: float | None) -> None:
@@ -99,6 +107,7 @@ class Game:
 
     def _on_block(self, block: Block) -> None:
         """The first frame of ``block`` is on screen."""
+        block = replace(block, shown_at=time.perf_counter())
         if self._script is not None and block.index == len(self._script):
             self.window.toast("The script is over, the controls are yours")
         for sink in self._sinks:
@@ -141,6 +150,8 @@ class Game:
                 self._pause()
             case Command.STEP if playing:
                 self._step()
+            case Command.RESTART if self.replay:
+                self.window.toast("This is a replay: it plays what was played")
             case Command.RESTART if playing:
                 self.controls.drop_taps()
                 self.presenter.restart(self.world.restart())

@@ -17,7 +17,8 @@ import imageio_ffmpeg
 import numpy as np
 
 from engine import WorldConfig
-from game.film import IDENTITY, ffmpeg_version, free_name, inspect_film, lock, part_of
+from game.film import IDENTITY, ffmpeg_version, inspect_film, lock
+from game.names import free_name, part_of
 from game.sinks import Block, SinkError
 
 FINISH_SECONDS = 60  # how long the encoder may take to finish the file

@@ -1,9 +1,9 @@
 """Scripts: what `--script` plays, one action a block, as words a person can write.
 
-    w*3            three blocks with W held
-    w+l*2 idle     two blocks of both keys, one of nothing
-    look(0.2,-1)   an analogue look: pitch (+ is up) and yaw (+ is right), each from -1 to 1; no spaces inside
-    w+look(0,.5)*4 # and this is a comment, up to the end of the line
+w*3            three blocks with W held
+w+l*2 idle     two blocks of both keys, one of nothing
+look(0.2,-1)   an analogue look: pitch (+ is up) and yaw (+ is right), each from -1 to 1; no spaces inside
+w+look(0,.5)*4 # and this is a comment, up to the end of the line
 """
 
 from __future__ import annotations
@@ -84,7 +84,9 @@ def _parse_word(word: str, known: dict[str, str], place: str) -> tuple[Action, i
         if name == "idle":
             raise ScriptError(f"{place}: idle cannot be joined with anything")
         if name not in known:
-            raise ScriptError(f"{place}: unknown key {_shorten(name)}; this world knows {' '.join(known.values())}, idle and look(PITCH,YAW)")
+            raise ScriptError(
+                f"{place}: unknown key {_shorten(name)}; this world knows {' '.join(known.values())}, idle and look(PITCH,YAW)"
+            )
     return Action(frozenset(known[name] for name in names), look or (0.0, 0.0)), int(count)
 
 

@@ -18,7 +18,6 @@ from typing import IO, Any, NoReturn
 from engine import Action
 from game.sinks import Origin
 
-SUFFIX = ".session.jsonl"
 KIND, VERSION = "session", 1
 MAX_HEADER = 4 << 20  # bytes: the start picture is in it
 MAX_LINE = 64 << 10  # bytes of any other line
@@ -84,16 +83,6 @@ class SessionFile:
 def encode(line: dict[str, Any]) -> bytes:
     """One line of a session file."""
     return json.dumps(line, ensure_ascii=True, allow_nan=False, separators=(",", ":")).encode() + b"\n"
-
-
-def session_beside(film: Path) -> Path:
-    """The session file that goes with a film: walk.mp4 and walk.session.jsonl."""
-    return film.with_suffix(SUFFIX)
-
-
-def film_beside(session: Path) -> Path:
-    """The film that goes with a session file, if it has the usual name."""
-    return session.with_name(session.name.removesuffix(SUFFIX) + ".mp4")
 
 
 def looks_like_session(path: Path) -> bool:

@@ -14,13 +14,33 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from engine import NOISE, Session, World, WorldError, fingerprint, settings
+from engine import NOISE, Session, World, WorldConfig, WorldError, fingerprint, settings
 from game import __version__
-from game.sessionfile import KIND, VERSION, SessionError, SessionFile
+from game.sessionfile import KIND, VERSION, SessionError, SessionFile, encode
 
 MAX_PICTURE = 1 << 20  # bytes a start picture may have to travel in the header
 
 _MISSING = object()
+
+
+class Header:
+    """The header of a session yet to begin: the world's thread fills it in, the recording asks for it later."""
+
+    def __init__(self) -> None:
+        self.fields: dict[str, Any] = {}
+
+    def get(self) -> dict[str, Any]:
+        return self.fields
+
+    def identity(self) -> str:
+        """sha256 of the header's line, as the film's metadata have it."""
+        return hashlib.sha256(encode(self.fields)).hexdigest()
+
+
+def replay_header(session: SessionFile, world: World) -> dict[str, Any]:
+    """The header of a session that replays another one, here and now."""
+    now = datetime.now(UTC).isoformat(timespec="microseconds")
+    return session.header | {"app": __version__, "begun": now, "fingerprint": fingerprint(world)}
 
 
 def build_header(world: World, session: Session, start: Path | None) -> dict[str, Any]:
@@ -69,19 +89,32 @@ def start_of(session: SessionFile, world: World, given: Path | None) -> np.ndarr
         pass  # a world without a picture of its own
     pixels = _embedded(session, world.config.height, world.config.width)
     if pixels is None:
-        raise SessionError(f"{session.path}: the start picture (sha256 of its pixels {wanted[:12]}…) is not in the file; give it with --start")
+        raise SessionError(
+            f"{session.path}: the start picture (sha256 of its pixels {wanted[:12]}…) is not in the file; give it with --start"
+        )
     if pixels_hash(pixels) != wanted:
         raise SessionError(f"{session.path}: the start picture in the file is damaged; give it with --start FILE")
     return pixels
 
 
-def check_same(session: SessionFile, world: World) -> None:
-    """Raise SessionError, naming the difference, when ``world`` cannot give the same pictures: weights, settings, noise, dtype."""
+def check_settings(session: SessionFile, config: WorldConfig) -> None:
+    """Raise SessionError, naming the difference, when the world of ``config`` cannot give the same pictures. Cheap."""
     header = session.header
+    _refuse(session, header["settings"] | {"noise": header["noise"]}, settings(config) | {"noise": NOISE})
+
+
+def check_weights(session: SessionFile, world: World) -> None:
+    """The same for what is known once the world is loaded: its weights and its dtype. Reads every weight file."""
+    header, dtype = session.header, str(world.dtype).removeprefix("torch.")
     here = {f"weights {name}": value for name, value in world.weight_hashes().items()}
-    there: dict[str, Any] = {f"weights {name}": value for name, value in header["weights"].items()}
-    here |= settings(world.config) | {"noise": NOISE, "dtype": str(world.dtype).removeprefix("torch.")}
-    there |= header["settings"] | {"noise": header["noise"], "dtype": header["dtype"]}
+    _refuse(session, {f"weights {name}": value for name, value in header["weights"].items()}, here)
+    if header["dtype"] != dtype:
+        raise SessionError(
+            f"{session.path}: was played with another world: dtype is {dtype} here, {_short(header['dtype'])} in the session"
+        )
+
+
+def _refuse(session: SessionFile, there: dict[str, Any], here: dict[str, Any]) -> None:
     different = _differences(there, here)
     if different:
         more = f" (and {len(different) - 1} more)" if len(different) > 1 else ""

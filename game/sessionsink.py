@@ -27,7 +27,11 @@ class SessionSink:
     """
 
     def __init__(
-        self, path: Path, header: Callable[[], dict[str, Any]], overwrite: bool = False, original: Callable[[Block], Block] = lambda block: block
+        self,
+        path: Path,
+        header: Callable[[], dict[str, Any]],
+        overwrite: bool = False,
+        original: Callable[[Block], Block] = lambda block: block,
     ) -> None:
         self.path = path
         self.overwrite = overwrite

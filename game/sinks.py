@@ -73,7 +73,7 @@ class Background:
 
     With ``wait`` (nobody is watching) a full queue holds the writer up; without it (live play) a block that finds the
     queue full is dropped whole, counted and told to ``on_drop``; with ``keep_actions`` it loses only its frames. A failure
-    ends the sink, never the game: it is kept in ``error``.
+    ends the sink, never the game: it is kept in ``error``, and all further blocks are told to ``on_drop`` (by any thread).
     """
 
     def __init__(self, sink: Sink, wait: bool, depth: int = 4, keep_actions: bool = False) -> None:
@@ -104,6 +104,7 @@ class Background:
         if self.error:
             if self.wait:
                 raise self.error
+            self.on_drop(block)
             return
         if self._bare and not self.wait and self._queue.qsize() >= self._depth:
             block = replace(block, frames=np.broadcast_to(np.uint8(0), block.frames.shape), bare=True)
@@ -158,6 +159,8 @@ class Background:
         self._opened.set()
         while (block := self._queue.get()) is not None:
             self._guard(lambda block=block: self.sink.write(block))
+            if self.error:
+                self.on_drop(block)
             self._steps += 1
         self._guard(self.sink.close, always=True)
 
@@ -180,7 +183,7 @@ class Dump:
     """
 
     def __init__(self, folder: Path, overwrite: bool = False) -> None:
-        self.folder = folder
+        self.folder = self.path = folder
         self.overwrite = overwrite
         self.frames = 0
         self._actions: IO[str] | None = None
@@ -215,10 +218,13 @@ class Dump:
             self._actions.close()
 
 
-def close_all(sinks: Iterable[Sink]) -> None:
-    """Close every sink, whatever the others do; then raise the first failure."""
+def close_all(sinks: Iterable[Sink], reason: str = "left") -> None:
+    """Close every sink, whatever the others do; then raise the first failure. A session file ends with the ``reason``."""
     failures = []
     for sink in sinks:
+        inner = getattr(sink, "sink", sink)
+        if hasattr(inner, "reason"):
+            inner.reason = reason
         try:
             sink.close()
         except Exception as error:

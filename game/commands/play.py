@@ -13,11 +13,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from game import __version__
-from game.options import ConsoleProgress, UsageError, absolute, check_record, whole
+from game.names import free_name, session_beside
+from game.options import ConsoleProgress, UsageError, absolute, check_new, check_record, tell_recovered, whole
 
 if TYPE_CHECKING:
     from engine import Session, WorldConfig
     from game.script import Script
+    from game.sessionheader import Header
     from game.sinks import Background
     from game.window import Window
 
@@ -27,19 +29,18 @@ PARTS = {"dit": "world model", "vae": "picture decoder", "vision": "image encode
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     world = parser.add_argument_group("the world")
-    world.add_argument("--world", default="garden", metavar="NAME", help="a bundled world or a yaml file of your own (garden)")
-    world.add_argument("--weights", type=Path, metavar="DIR", help="folder with the world's weights, if they are not bundled")
-    world.add_argument("--start", type=Path, metavar="IMAGE", help="start picture (the world's own)")
+    add_world_options(world)
     world.add_argument("--seed", type=whole(0, 2**63 - 1), default=0, metavar="N", help="same seed and actions, same dream (0)")
-    world.add_argument("--device", default="cpu", metavar="NAME", help="cpu, cuda, … (cpu)")
     play = parser.add_argument_group("playing")
     play.add_argument("--blocks", type=whole(1, MAX_BLOCKS), metavar="N", help="end after N blocks")
     play.add_argument("--script", metavar="WORDS", help='actions instead of the keyboard, as words or a file of them: "w*3 w+l*2 idle j*4"')
+    play.add_argument("--replay", type=Path, metavar="FILE", help="a session that was recorded, once more (see reverie replay --help)")
     play.add_argument("--headless", action="store_true", help="no window, as fast as it goes; plays a demo walk unless there is a script")
     out = parser.add_argument_group("keeping it")
-    out.add_argument("--record", type=Path, metavar="FILE.mp4", help="film what is played")
+    out.add_argument("--record", type=Path, metavar="FILE.mp4", help="film what is played, and write FILE.session.jsonl beside it")
+    out.add_argument("--session", type=Path, metavar="FILE", help="the session file alone, or under another name")
     out.add_argument("--dump", type=Path, metavar="DIR", help="every frame as PNG, and the actions in actions.jsonl")
-    out.add_argument("--overwrite", action="store_true", help="let --record and --dump replace what is there")
+    out.add_argument("--overwrite", action="store_true", help="let --record, --session and --dump replace what is there")
     other = parser.add_argument_group("instead of playing")
     other.add_argument("--list", action="store_true", help="the bundled worlds, and whether their weights are here")
     other.add_argument("--bench", action="store_true", help="measure the speed over --blocks blocks (20)")
@@ -47,8 +48,21 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     other.add_argument("--version", action="version", version=f"reverie {__version__}")
 
 
+def add_world_options(group: argparse._ArgumentGroup) -> None:
+    """What tells a world and where it runs."""
+    group.add_argument("--world", metavar="NAME", help="a bundled world or a yaml file of your own (garden)")
+    group.add_argument("--weights", type=Path, metavar="DIR", help="folder with the world's weights, if they are not bundled")
+    group.add_argument("--start", type=Path, metavar="IMAGE", help="start picture (the world's own)")
+    group.add_argument("--device", default="cpu", metavar="NAME", help="cpu, cuda, … (cpu)")
+
+
 def run(args: argparse.Namespace) -> int:
     """What the options ask for; the exit status."""
+    if args.replay is not None:
+        from game.commands import replay
+
+        return replay.run_for_play(args)
+    args.world = args.world or "garden"
     _check(args)
     if args.list:
         return _list(args)
@@ -68,12 +82,15 @@ def _check(args: argparse.Namespace) -> None:
     """Whatever can be refused without loading anything."""
     if args.json and not args.bench:
         raise UsageError("--json goes with --bench")
-    if args.bench and (args.record or args.dump):
-        raise UsageError("--bench measures without --record and --dump")
+    if args.bench and (args.record or args.session or args.dump):
+        raise UsageError("--bench measures without --record, --session and --dump")
     if args.start is not None and not args.start.is_file():
         raise UsageError(f"--start {args.start}: {'is a folder, not a picture' if args.start.is_dir() else 'no such file'}")
     if args.record is not None:
-        check_record(args.record, args.overwrite)
+        check_record(args.record, args.overwrite, args.session or session_beside(args.record))
+        args.session = args.session or session_beside(args.record)
+    elif args.session is not None:
+        check_new("--session", args.session, args.overwrite)
     if args.dump is not None:
         if args.dump.exists() and not args.dump.is_dir():
             raise UsageError(f"--dump {args.dump}: is not a folder")
@@ -86,13 +103,13 @@ def _check(args: argparse.Namespace) -> None:
 
 
 def _play_without_display(args: argparse.Namespace, problem: str) -> int:
-    from game.film import free_name
-
     if os.environ.get("SDL_VIDEODRIVER"):
         raise UsageError(f"no display: SDL_VIDEODRIVER={os.environ['SDL_VIDEODRIVER']} does not work ({problem})")
     if args.record is None:
+        tell_recovered(absolute(Path()))
         args.record = free_name("reverie-demo")
-        check_record(args.record, overwrite=False)
+        args.session = args.session or session_beside(args.record)
+        check_record(args.record, overwrite=False, session=args.session)
     what = "the demo walk" if args.script is None else "the script"
     print(f"reverie: no display ({problem}), so {what} is played into {args.record} instead", file=sys.stderr)
     return _play_headless(args)
@@ -102,15 +119,17 @@ def _play_headless(args: argparse.Namespace) -> int:
     from engine import load_config
     from game.headless import play_headless
     from game.script import demo_script
+    from game.sessionheader import Header
 
     config = load_config(args.world)
     script = _script(args, config) or demo_script(config.actions.keys)
-    session = _open_session(args, config, ConsoleProgress(config.name))
-    sinks = _sinks(args, wait=True)
+    header = Header()
+    session = _open_session(args, config, ConsoleProgress(config.name), header)
+    sinks = _sinks(args, header, wait=True)
     tally = play_headless(session, config, script, args.blocks or len(script), sinks)
     speed = f"{tally.fps:.1f} fps ({tally.fps / config.fps:.2f} x the native {config.fps})"
     print(f"{config.name}: {tally.blocks} blocks, {tally.frames} frames in {tally.seconds:.2f} s = {speed}")
-    _tell_written(args, sinks)
+    tell_written(sinks)
     return 0
 
 
@@ -136,36 +155,39 @@ def _play_in(window: Window, args: argparse.Namespace) -> int:
     from engine import load_config
     from game.events import help_columns
     from game.player import Game
+    from game.sessionheader import Header
 
     config = load_config(args.world)
     print(f"{config.title}. {config.about}".strip())
     for column in help_columns(config.actions):
         print("  " + ", ".join(f"{key} {does}" for key, does in column))
-    console = ConsoleProgress(config.name)
+    console, header = ConsoleProgress(config.name), Header()
 
     def open_session(report) -> Session:
-        return _open_session(args, config, lambda what, part: (console(what, part), report(what, part)))
+        return _open_session(args, config, lambda what, part: (console(what, part), report(what, part)), header)
 
-    sinks = _sinks(args, wait=False)
+    sinks = _sinks(args, header, wait=False)
     game = Game(window, config, open_session, _script(args, config), args.blocks, sinks)
     try:
         game.run()
     except KeyboardInterrupt:  # the sinks are closed all the same
-        _tell_written(args, sinks)
+        tell_written(sinks)
         raise
-    _tell_written(args, sinks)
+    tell_written(sinks)
     return 0
 
 
-def _tell_written(args: argparse.Namespace, sinks: Iterable[Background]) -> None:
+def tell_written(sinks: Iterable[Background]) -> None:
     """Name the files this run has left; one that was there before and got nothing new is not among them."""
-    for path, background in zip(filter(None, (args.record, args.dump)), sinks, strict=True):
-        if background.sink.frames:
-            print(f"written: {path}")
+    for background in sinks:
+        if background.sink.frames and (path := getattr(background.sink, "path", None)) is not None:
+            lost = f" (without {background.dropped} blocks that came while it was busy)" if background.dropped else ""
+            print(f"written: {path}{lost}")
 
 
-def _open_session(args: argparse.Namespace, config: WorldConfig, progress) -> Session:
+def _open_session(args: argparse.Namespace, config: WorldConfig, progress, header: Header | None = None) -> Session:
     from engine import World, load_picture
+    from game.sessionheader import build_header
 
     if args.start is not None:  # looked at before gigabytes of weights are read
         load_picture(args.start, config.height, config.width)
@@ -179,6 +201,10 @@ def _open_session(args: argparse.Namespace, config: WorldConfig, progress) -> Se
     progress("start picture", 0.0)
     session = world.session(seed=args.seed, start=args.start)
     progress("start picture", 1.0)
+    if header is not None and args.session is not None:
+        progress("hashes", 0.0)
+        header.fields = build_header(world, session, args.start)
+        progress("hashes", 1.0)
     return session
 
 
@@ -188,13 +214,20 @@ def _script(args: argparse.Namespace, config: WorldConfig) -> Script | None:
     return None if args.script is None else read_script(args.script, config.actions.keys)
 
 
-def _sinks(args: argparse.Namespace, wait: bool) -> list[Background]:
+def _sinks(args: argparse.Namespace, header: Header, wait: bool) -> list[Background]:
     from game.recorder import Recorder
+    from game.sessionsink import SessionSink
     from game.sinks import Background, Dump
 
     sinks: list[Background] = []
+    session = None
+    if args.session is not None:
+        session = SessionSink(args.session, header.get, args.overwrite)
+        sinks.append(Background(session, wait, keep_actions=True))
     if args.record is not None:
-        sinks.append(Background(Recorder(args.record), wait))
+        film = Background(Recorder(args.record, args.overwrite, header.identity), wait)
+        film.on_drop = session.gap
+        sinks.append(film)
     if args.dump is not None:
         sinks.append(Background(Dump(args.dump, args.overwrite), wait))
     return sinks

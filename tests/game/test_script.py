@@ -3,7 +3,6 @@ import random
 import pytest
 
 from engine import Action
-
 from game.script import MAX_BYTES, MAX_COUNT, Script, ScriptError, demo_script, parse_script, read_script, write_script
 
 KEYS = ("w", "s", "a", "d", "i", "k", "j", "l")

@@ -11,7 +11,7 @@ from PIL import Image
 from engine import Action
 from game.controls import Sample
 from game.headless import play_headless
-from game.film import free_name
+from game.names import free_name
 from game.recorder import Recorder
 from game.script import Script, parse_script
 from game.sinks import Background, Block, Dump, SinkError
