@@ -73,11 +73,12 @@ class AveragedWeights:
             p.copy_(self.weights[name])
 
 
-def starting_weights(path: Path) -> dict[str, Tensor]:
-    """Weights to begin from: a run's folder or its `last.pt` (the averaged ones), or exported safetensors."""
+def starting_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Tensor] | None]:
+    """Weights to begin from, and a helper's if there are any: a run's folder or its `last.pt` (averaged), or exported safetensors."""
     if path.suffix == ".safetensors":
-        return {name: tensor.float() for name, tensor in load_file(path).items()}
-    return torch.load(path / "last.pt" if path.is_dir() else path, weights_only=True, map_location="cpu")["averaged"]
+        return {name: tensor.float() for name, tensor in load_file(path).items()}, None
+    state = torch.load(path / "last.pt" if path.is_dir() else path, weights_only=True, map_location="cpu")
+    return state["averaged"], state.get("helper")
 
 
 def cosine_schedule(progress: float, warmup: float = 0.02, floor: float = 0.02) -> float:
@@ -177,12 +178,15 @@ class Trainee:
         self.model, self.run, self.helper = model, run, helper
         state = run.resume()
         self.fresh = state is None
+        helped = None
         if state is not None:
             model.load_state_dict(state["model"])
+            helped = state.get("helper")
         elif start_from is not None:
-            model.load_state_dict(starting_weights(start_from), strict=False)
-        if state is not None and helper is not None:
-            helper.load_state_dict(state["helper"])
+            weights, helped = starting_weights(start_from)
+            model.load_state_dict(weights, strict=False)
+        if helper is not None and helped is not None:
+            helper.load_state_dict(helped)
         trained = trained or model
         self.optimizer = MixedOptimizer(trained if helper is None else nn.ModuleList([trained, helper]), lr, adamw_lr, adamw=adamw)
         self.averaged = AveragedWeights(model, decay)

@@ -18,16 +18,17 @@ from torch import Tensor
 from models.dit import DiT
 from models.flow import FlowSchedule, add_noise
 from training.common import Trainee, TrainingRun
+from training.guide import PoseGuide
 from training.latents import CLIP_BLOCKS, ClipMaker, Clips, Windows, cut_windows
 from training.train_dit import ADAMW, BLOCK, STEPS, garden_dit
 from training.train_vae import load_garden_vae
 
 
 class Rollout:
-    """Plays windows block by block with gradients; the mean squared error of x0 against the truth."""
+    """Plays windows block by block with gradients: the error of x0 against the truth, and ``guidance`` times that of the pose."""
 
-    def __init__(self, dit: DiT, device: torch.device) -> None:
-        self.dit, self.device = dit, device
+    def __init__(self, dit: DiT, device: torch.device, guide: PoseGuide | None = None, guidance: float = 0.0) -> None:
+        self.dit, self.device, self.guide, self.guidance = dit, device, guide, guidance
         schedule = FlowSchedule()
         self.timesteps = schedule.timesteps(STEPS).to(device)
         self.sigmas = [float(s) for s in schedule.sigma(schedule.timesteps(STEPS))]
@@ -59,7 +60,11 @@ class Rollout:
                     with torch.set_grad_enabled(step == chosen):
                         out = self._pass(x, windows, cache, block, timestep)
                         if step == chosen:
-                            ((out - target).square().mean() / (blocks - given)).backward()
+                            loss = (out - target).square().mean()
+                            if self.guide is not None:
+                                pose = windows.pose[:, BLOCK * block : BLOCK * (block + 1)].to(self.device)
+                                loss = loss + self.guidance * self.guide.loss(pose).mean()
+                            (loss / (blocks - given)).backward()
                     x0 = out.detach()
                 errors.append(float((x0 - target).square().mean()))
             if block < blocks - 1:
@@ -78,6 +83,8 @@ def main() -> None:
     parser.add_argument("--lr", type=float, default=6e-4)
     parser.add_argument("--first-horizon", type=int, default=2)
     parser.add_argument("--last-horizon", type=int, default=CLIP_BLOCKS, help="blocks; the ring overwrites itself from the sixth on")
+    parser.add_argument("--guidance", type=float, default=0.5, help="weight of the pose's error beside the picture's")
+    parser.add_argument("--guided-layer", type=int, default=4, help="whose tokens tell the pose")
     parser.add_argument("--first-clips", type=int, default=60, help="clips encoded before the first step")
     parser.add_argument("--grow-every", type=int, default=4)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -86,7 +93,8 @@ def main() -> None:
     run = TrainingRun(args.out, args.minutes)
     torch.manual_seed(0)  # of the fresh weights
     dit = garden_dit().to(device)
-    trainee = Trainee(dit, run, args.lr, args.lr / 2, 0.998, ADAMW, args.start_from)
+    guide = PoseGuide(dit, args.guided_layer).to(device)
+    trainee = Trainee(dit, run, args.lr, args.lr / 2, 0.998, (*ADAMW, "read"), args.start_from, helper=guide)
     torch.manual_seed(6000 + run.step)
     generator = torch.Generator().manual_seed(7000 + run.step)
     maker = ClipMaker(load_garden_vae(args.vae).to(device), 8000 + run.step, device)
@@ -94,7 +102,7 @@ def main() -> None:
     clips = Clips.load(stored) if stored.is_file() else maker.make(2)
     while len(clips) < args.first_clips:
         clips = clips.append(maker.make(2))
-    rollout = Rollout(dit, device)
+    rollout = Rollout(dit, device, guide, args.guidance)
     run.exclude_pause()
 
     def save() -> None:

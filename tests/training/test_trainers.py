@@ -16,6 +16,7 @@ from models.dit import DiT
 from training.common import AveragedWeights, MixedOptimizer, Trainee, TrainingRun, cosine_schedule
 from training.finetune import Rollout
 from training.flow_sign import motion
+from training.guide import FEATURES, PoseGuide, pose_features
 from training.latents import CLIP_FRAMES, CLIP_LATENTS, CONDITION_LATENTS, Clips, condition_rows, cut_windows, sample_windows
 from training.simulator import Pose, random_poses, render, step
 from training.train_dit import BLOCK, TeacherForcing, teacher_forcing_mask
@@ -37,6 +38,7 @@ def random_clips(count: int = 3) -> Clips:
         condition=torch.randn(count, 16, CONDITION_LATENTS, 4, 6, generator=generator),
         keyboard=torch.randint(0, 2, (count, CLIP_FRAMES - 1, 4), generator=generator).float(),
         mouse=torch.randn(count, CLIP_FRAMES - 1, 2, generator=generator),
+        pose=torch.rand(count, CLIP_LATENTS, 4, generator=generator),
         settled=torch.randn(16, 4, 6, generator=generator),
     )
 
@@ -69,13 +71,16 @@ def test_windows_carry_the_engines_channels() -> None:
 def test_teacher_forcing_sees_what_play_sees() -> None:
     """Every block of the noisy half equals denoising that block beside committed clean ones."""
     dit, windows, latents = small_dit().eval(), sample_windows(random_clips(), 2, 3, torch.Generator().manual_seed(2)), 9
+    known = latents - BLOCK
     noisy = torch.randn_like(windows.latents)
-    x = torch.cat([torch.cat([part, windows.condition], 1) for part in (windows.latents, noisy)], dim=2)
-    timestep = torch.cat([torch.zeros(2, latents), torch.full((2, latents), 908.84)], dim=1)
-    rows = [v.repeat(1, 2, 1, 1) for v in (windows.keyboard, windows.mouse)]
+    clean, imagined = (torch.cat([part, windows.condition], 1) for part in (windows.latents, noisy))
+    x = torch.cat([clean[:, :, :known], imagined], dim=2)
+    timestep = torch.cat([torch.zeros(2, known), torch.full((2, latents), 908.84)], dim=1)
+    rows = [torch.cat([v[:, :known], v], dim=1) for v in (windows.keyboard, windows.mouse)]
+    positions = torch.cat([torch.arange(known), torch.arange(latents)])
     mask = teacher_forcing_mask(latents, torch.device("cpu"))
     with torch.no_grad():
-        together = dit.forward_parallel(x, timestep, *rows, torch.arange(latents).repeat(2), mask)[:, :, latents:]
+        together = dit.forward_parallel(x, timestep, *rows, positions, mask)[:, :, known:]
         cache = dit.new_cache(2, 2, 3)
         for start in range(0, latents, BLOCK):
             own = slice(start, start + BLOCK)
@@ -89,18 +94,34 @@ def test_teacher_forcing_sees_what_play_sees() -> None:
 
 def test_a_few_steps_learn_and_a_rollout_has_gradients() -> None:
     dit, clips = small_dit(), random_clips()
-    forcing = TeacherForcing(dit, 6, torch.device("cpu"), 0.1, compiled=False)
-    optimizer = MixedOptimizer(dit, 3e-3, 3e-3, adamw=("head.head",))
-    losses = []
+    guide = PoseGuide(dit, 0)
+    forcing = TeacherForcing(dit, guide, 6, torch.device("cpu"), 0.1, 0.5, compiled=False)
+    optimizer = MixedOptimizer(torch.nn.ModuleList([dit, guide]), 3e-3, 3e-3, adamw=("head.head",))
+    losses, poses = [], []
     for _ in range(12):
-        loss, _ = forcing(cut_windows(clips, torch.tensor([0]), torch.tensor([0]), 6), torch.tensor([0.5, 0.25, 0.25]))
+        loss, report = forcing(cut_windows(clips, torch.tensor([0]), torch.tensor([0]), 6), torch.tensor([0.5, 0.25, 0.25]))
         loss.backward()
         optimizer.step(1.0)
         losses.append(loss.item())
-    assert losses[-1] < losses[0]
-    report = Rollout(dit, torch.device("cpu"))(cut_windows(clips, torch.tensor([0, 1]), torch.tensor([3, 3]), 18), blocks=6, given=1)
+        poses.append(report["seen"].item())
+    assert losses[-1] < losses[0] and poses[-1] < poses[0]
+    report = Rollout(dit, torch.device("cpu"), guide, 0.5)(
+        cut_windows(clips, torch.tensor([0, 1]), torch.tensor([3, 3]), 18), blocks=6, given=1
+    )
     assert np.isfinite(report["last"])
     assert all(p.grad is not None for p in dit.blocks.parameters() if p.requires_grad)
+
+
+def test_the_guide_compares_with_what_is_seen_from_the_pose() -> None:
+    pose = torch.tensor([[1.7, 4.0, 0.0, 0.0], [5.0, 6.9, -torch.pi / 2, 0.1]])
+    green_tree = 15 + 3 * 5
+    assert pose_features(pose).shape == (2, FEATURES)
+    torch.testing.assert_close(pose_features(pose)[0, green_tree : green_tree + 2], torch.tensor([1.0, 0.0]))  # straight ahead
+    pond = pose_features(pose)[1, -3:]
+    torch.testing.assert_close(pond, torch.tensor([1.0, 0.0, 0.8 / 3.0]), atol=1e-5, rtol=1e-5)
+    guide = PoseGuide(small_dit(), 1)
+    with pytest.raises(RuntimeError, match="heard nothing"):
+        guide.loss(pose[None])
 
 
 def test_a_run_goes_on_where_it_stopped(tmp_path: Path) -> None:

@@ -15,6 +15,8 @@ FIELD_OF_VIEW = radians(78)  # horizontal
 SIZE = 8.0  # the garden is SIZE x SIZE
 EYE = 0.5  # height of the eye above the ground
 
+SOFTNESS = 0.2  # of the lens: how much of a pixel's light falls on each neighbour in its row, and in its column
+
 WALK_SPEED = 0.056  # cells a frame, forward and backward
 STRAFE_SPEED = 0.05
 TURN_SPEED = radians(2.5)  # a frame, at mouse value 0.1
