@@ -66,7 +66,7 @@ class Recorder:
         if config.width % 2 or config.height % 2:  # what H.264 cannot hold gets a black line, the picture is not scaled
             command += ["-vf", "pad=ceil(iw/2)*2:ceil(ih/2)*2"]
         command += ["-c:v", "libx264", "-preset", "veryfast", "-tune", "zerolatency", "-crf", "16", "-pix_fmt", "yuv420p"]
-        command += ["-threads", "1", "-bf", "0", "-g", str(other)]
+        command += ["-threads", "1", "-bf", "0", "-g", str(other), "-sc_threshold", "0"]  # no key frames but those asked for
         command += ["-force_key_frames", f"expr:gte(n,{first})*not(mod(n-{first},{other}))"]
         whole = "hybrid_fragmented" if ffmpeg_version() >= HYBRID else "empty_moov+default_base_moof"
         command += ["-movflags", f"{whole}+frag_keyframe", "-frag_duration", str(int(FRAGMENT_FRAMES * 1_000_000 / fps))]
