@@ -1,9 +1,10 @@
 """Actions in, frames out. What is named here is all that `game` may use."""
 
-from engine.actions import Action, ActionSpace
+from engine.actions import IDLE, Action, ActionSpace
 from engine.bench import BenchReport, benchmark
 from engine.clip import check_clip, clip_limit
 from engine.config import WorldConfig, load_config
+from engine.exact import NOISE, fingerprint, pin_threads, processor, settings
 from engine.history import REWIND_MB
 from engine.inspect import Comparison, FileReport, compare_weights, inspect_weights, weight_files
 from engine.picture import fit_frame, load_picture
@@ -14,6 +15,8 @@ from engine.worldfile import list_worlds
 from models.errors import WorldError
 
 __all__ = [
+    "IDLE",
+    "NOISE",
     "REWIND_MB",
     "Action",
     "ActionSpace",
@@ -29,10 +32,14 @@ __all__ = [
     "check_clip",
     "clip_limit",
     "compare_weights",
+    "fingerprint",
     "fit_frame",
     "inspect_weights",
     "list_worlds",
     "load_config",
     "load_picture",
+    "pin_threads",
+    "processor",
+    "settings",
     "weight_files",
 ]

@@ -121,6 +121,12 @@ class WorldConfig:
             return (own,)
         return (weights, own) if part in self.weights.added else (weights,)
 
+    @property
+    def block_frames(self) -> tuple[int, int]:
+        """Frames of the first block and of every other."""
+        first = BlockClock(n=self.model.num_frame_per_block, r=self.model.action.vae_time_ratio)
+        return len(first.frames), len(first.next().frames)
+
     def _demands(self) -> list[tuple[bool, str]]:
         """How the parts must fit together: (whether they do, what to say if not)."""
         model, action, vae, actions = self.model, self.model.action, self.vae, self.actions

@@ -20,13 +20,19 @@ LARGEST = 64_000_000  # pixels in all
 
 
 def load_picture(start: Picture, height: int, width: int) -> Tensor:
-    """The picture as `[1, 3, 1, height, width]` float32 in [-1, 1]: upright, opaque, centre crop, antialiased bilinear resize.
+    """The picture as `[1, 3, 1, height, width]` float32 in [-1, 1], cut and scaled as `fit_picture` does; same errors."""
+    pixels = torch.from_numpy(fit_picture(start, height, width).astype(np.float32))  # [H, W, 3], 0 to 255
+    return (pixels / 127.5 - 1).permute(2, 0, 1)[None, :, None].contiguous()
 
-    Raises WorldError for a file that is missing, unreadable or no picture, for fewer than 16 pixels a side or more than
-    64 million in all, and for an array of another shape, type or range.
+
+def fit_picture(start: Picture, height: int, width: int) -> np.ndarray:
+    """The picture as uint8 `[height, width, 3]`: upright, opaque, centre crop, antialiased bilinear resize.
+
+    One that has that size already is not changed. Raises WorldError for a file that is missing, unreadable or no picture,
+    for fewer than 16 pixels a side or more than 64 million in all, and for an array of another shape, type or range.
     """
     image = _from_array(start) if isinstance(start, np.ndarray) else _from_file(Path(start))
-    return to_video(np.asarray(_fit(image, height, width))[None])
+    return np.array(_fit(image, height, width))
 
 
 def fit_frame(frame: np.ndarray, height: int, width: int) -> np.ndarray:

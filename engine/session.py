@@ -195,7 +195,10 @@ class Session:
             tensors["start.visual_context"] = self._start.visual_context.to("cpu", copy=True)
         if self.last_frame is not None:
             tensors["last_frame"] = torch.from_numpy(self.last_frame.copy())
-        return Snapshot(clock.block, self.seed, tensors, Identity(self.world))
+        if self._past:
+            tensors["past.latents"] = torch.cat([latents for latents, _ in self._past], dim=2).to("cpu", copy=True)
+        past = tuple(action for _, action in self._past)
+        return Snapshot(clock.block, self.seed, tensors, Identity(self.world), past=past)
 
     def read_snapshot(self, path: str | Path) -> Snapshot:
         """A saved snapshot that `restore` will take. Any thread may call it: it touches no state. Raises as `Snapshot.load`."""
@@ -216,10 +219,13 @@ class Session:
         clock = replace(self.clock, epoch=self.clock.epoch + 1, block=snapshot.block)
         held = max(0, clock.start - self._cache.window), clock.start
         mouse = tensors.get("rows.mouse")
+        past: Past = ()
+        if snapshot.past:
+            past = tuple(zip(tensors["past.latents"].to(device, copy=True).split(clock.n, dim=2), snapshot.past, strict=True))
 
         self._cache.load(_part(tensors, "cache."), *held)  # from here on nothing can fail
         self._ring.load(tensors["rows.keyboard"].clone(), None if mouse is None else mouse.clone(), clock.frames.start)
-        self._start, self._past, self._decoder, self.clock = start, (), decoder, clock
+        self._start, self._past, self._decoder, self.clock = start, past, decoder, clock
         self.seed, self._noise = snapshot.seed, SeededNoise(snapshot.seed)
         self.last_frame = None if snapshot.last_frame is None else _read_only(snapshot.last_frame)
         self.restored_from = snapshot.sha256

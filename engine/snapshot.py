@@ -16,6 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from engine.actions import Action
+from engine.clip import MAX_BLOCKS
 from engine.conditioning import HISTORY, START_LATENTS
 from engine.statefile import Layout, StateFile, write
 from models.checkpoint import build_empty
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
 
 FORMAT, VERSION = "reverie-snapshot", 1
 BLOCK_LIMIT = 10**9
+KEYS_LIMIT = 64  # of one action
 BLIND_LIMIT = 1 << 34  # bytes of tensors that are read without knowing the world
 
 
@@ -40,6 +43,7 @@ class Snapshot:
     tensors: dict[str, Tensor]
     identity: Identity
     sha256: str | None = None  # of the file it was loaded from
+    past: tuple[Action, ...] = ()  # what was done in the clip that the game began with, a block each
 
     @property
     def last_frame(self) -> np.ndarray | None:
@@ -51,7 +55,9 @@ class Snapshot:
         """Raise WorldError, one line that names the first difference, unless a session of ``world`` can go on from here."""
         self.identity.check("the snapshot", world)
         found = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in self.tensors.items()}
-        _check_layout("the snapshot", layout(world, self.block), found)
+        _check_layout("the snapshot", layout(world, self.block, len(self.past)), found)
+        for action in self.past:
+            world.config.actions.check(action.keys)
 
     def save(self, path: str | Path) -> str:
         """Write it into a file of its own, replacing what was there in one stroke; returns the file's sha256.
@@ -59,6 +65,7 @@ class Snapshot:
         Raises WorldError when it cannot be written: disk full, no such folder.
         """
         head = {"format": FORMAT, "version": VERSION, **self.identity.known, "seed": int(self.seed), "block": self.block}
+        head["past"] = [{"keys": sorted(action.keys), "look": list(action.look)} for action in self.past]
         return write(Path(path), self.tensors, head)
 
     @staticmethod
@@ -81,13 +88,13 @@ class Snapshot:
         """
         try:
             with StateFile(path) as file:
-                block, seed, identity = _read_head(file, world)
+                block, seed, past, identity = _read_head(file, world)
                 tensors, sha256 = file.read()
         except OSError as error:
             raise WorldError(f"cannot read {one_line(path, 200)}: {error.strerror or error}") from None
         except MemoryError:
             raise WorldError(f"{one_line(path, 200)} does not fit into memory") from None
-        return cls(block, seed, tensors, identity, sha256)
+        return cls(block, seed, tensors, identity, sha256, past)
 
 
 class Identity:
@@ -129,8 +136,8 @@ def _describe(world: World) -> dict[str, Any]:
     return json.loads(json.dumps({"world": config.name, "weights": world.weight_hashes(), "settings": settings}))  # tuples become lists
 
 
-def layout(world: World, block: int) -> Layout:
-    """Dtype and shape of every tensor of a snapshot taken before ``block``, by name."""
+def layout(world: World, block: int, past: int = 0) -> Layout:
+    """Dtype and shape of every tensor of a snapshot taken before ``block``, by name; ``past`` are the blocks of a clip to begin with."""
     config, dtype = world.config, world.dtype
     model, vae = config.model, config.vae
     height, width = config.height // vae.spatial_ratio, config.width // vae.spatial_ratio
@@ -143,6 +150,8 @@ def layout(world: World, block: int) -> Layout:
     if model.action.mouse_dim:
         found["rows.mouse"] = (torch.float32, (HISTORY, 2))
     found["start.latents"] = (torch.float32, (1, vae.z_dim, START_LATENTS, height, width))
+    if past:
+        found["past.latents"] = (torch.float32, (1, vae.z_dim, past * model.num_frame_per_block, height, width))
     if config.vision is not None:
         tokens = config.vision.num_tokens
         found["start.visual_context"] = (dtype, (1, tokens, config.vision.dim))
@@ -175,8 +184,8 @@ def _check_head(file: StateFile) -> None:
         raise WorldError(f"{what} is of version {_show(head.get('version'))}, this Reverie reads version {VERSION}")
 
 
-def _read_head(file: StateFile, world: World | None) -> tuple[int, int, Identity]:
-    """Block, seed and identity, after finding that the tensors may be read."""
+def _read_head(file: StateFile, world: World | None) -> tuple[int, int, tuple[Action, ...], Identity]:
+    """Block, seed, the clip's actions and identity, after finding that the tensors may be read."""
     _check_head(file)
     head, what = file.head, file.name
     block, seed, limit = head.get("block"), head.get("seed"), BLOCK_LIMIT
@@ -184,14 +193,35 @@ def _read_head(file: StateFile, world: World | None) -> tuple[int, int, Identity
         raise WorldError(f"{what}: block must be a whole number from 0 to {limit}, got {_show(block)}")
     if type(seed) is not int:
         raise WorldError(f"{what}: seed must be a whole number, got {_show(seed)}")
+    past = _read_past(what, head.get("past"))
+    if len(past) > block:
+        raise WorldError(f"{what}: block {block} cannot lie within the clip of {len(past)} blocks that the game began with")
     told = Identity(known={key: head.get(key) for key in ("world", "weights", "settings")})
     if world is not None:
         told.check(what, world)
-        _check_layout(what, layout(world, block), file.layout)
-        return block, seed, Identity(world, told.known)
+        _check_layout(what, layout(world, block, len(past)), file.layout)
+        for action in past:
+            world.config.actions.check(action.keys)
+        return block, seed, past, Identity(world, told.known)
     if file.nbytes > BLIND_LIMIT:
         raise WorldError(f"{what} holds {file.nbytes} bytes of tensors; at most {BLIND_LIMIT} can be loaded")
-    return block, seed, told
+    return block, seed, past, told
+
+
+def _read_past(what: str, found: Any) -> tuple[Action, ...]:
+    """The actions of the clip, from the header."""
+    wrong = WorldError(f"{what}: past must be a list of at most {MAX_BLOCKS} actions (keys and look), got {_show(found)}")
+    if not isinstance(found, list) or len(found) > MAX_BLOCKS:
+        raise wrong
+    actions = []
+    for entry in found:
+        keys, look = (entry.get("keys"), entry.get("look")) if isinstance(entry, dict) else (None, None)
+        if not isinstance(keys, list) or len(keys) > KEYS_LIMIT or not all(isinstance(key, str) for key in keys):
+            raise wrong
+        if not isinstance(look, list) or len(look) != 2 or not all(type(value) in (int, float) and abs(value) <= 1 for value in look):
+            raise wrong
+        actions.append(Action(frozenset(keys), (look[0], look[1])))
+    return tuple(actions)
 
 
 def _differences(ours: Any, theirs: Any, place: str) -> Iterator[tuple[str, Any, Any]]:

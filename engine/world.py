@@ -12,12 +12,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from engine.actions import Action
+from engine.actions import IDLE, Action
 from engine.clip import check_clip
 from engine.conditioning import StartCondition, encode_start
 from engine.config import WorldConfig, load_config
+from engine.exact import make_exact
 from engine.history import REWIND_MB
-from engine.picture import Picture, load_picture
+from engine.picture import Picture, fit_picture, load_picture
 from engine.session import Session
 from engine.snapshot import Snapshot
 from engine.worldfile import list_worlds
@@ -44,6 +45,7 @@ class World:
         self.device, self.dtype = device, dtype
         self._default: StartCondition | None = None
         self._hashes: dict[str, str] | None = None
+        self._warm = False
 
     @classmethod
     def load(
@@ -84,14 +86,16 @@ class World:
 
         A clip `[F, H, W, 3]` of at least one block may be given instead: the game goes on from its end, see `Session.prefill` for
         it and for ``actions``. ``rewind_mb`` is the host memory that `Session.rewind` may use, in 10⁶ bytes; 0 turns it off.
-        Raises WorldError when picture or clip cannot be used.
+        The first one warms the world up. Raises WorldError when picture or clip cannot be used.
         """
         seed = self.config.seed if seed is None else seed
         if not (isinstance(start, np.ndarray) and start.ndim == 4):
             if len(actions):
                 raise WorldError("actions go with a clip to start from; a start picture has none")
+            self.warm_up()
             return Session(self, seed, start, rewind_mb=rewind_mb)
         check_clip(start, self.config.clock)
+        self.warm_up()
         session = Session(self, seed, start[0], rewind_mb=rewind_mb)
         session.prefill(start, actions)
         return session
@@ -99,12 +103,34 @@ class World:
     def resume(self, snapshot: Snapshot, rewind_mb: float = REWIND_MB) -> Session:
         """A game that goes on from ``snapshot``, start picture and seed included. Raises WorldError unless it was taken in this world."""
         snapshot.check(self)
+        self.warm_up()
         latents, tokens = (snapshot.tensors.get(name) for name in ("start.latents", "start.visual_context"))
         tokens = None if tokens is None else tokens.to(self.device)
         start = StartCondition(latents.to(self.device), self.config.vae.temporal_ratio, tokens)
         session = Session(self, snapshot.seed, start, rewind_mb=rewind_mb)
         session.restore(snapshot)
         return session
+
+    @torch.inference_mode()
+    def warm_up(self) -> None:
+        """Choose exact kernels, then encode a grey picture, play one block on it and throw both away; once in a world's life.
+
+        What a library does on its first call (starting threads, choosing kernels) must not reach the first block's bits: MKL is
+        known to give other digits while several threads enter it for the first time. No session is touched by this.
+        """
+        if self._warm:
+            return
+        make_exact()
+        grey = torch.zeros(1, 3, 1, self.config.height, self.config.width, device=self.device)
+        vision = self.config.vision
+        tokens = None if vision is None else torch.zeros(1, vision.num_tokens, vision.dim, device=self.device, dtype=self.dtype)
+        latents = encode_start(self.vae, grey, latents=2)  # the encoder's two shapes: one frame, then a latent's worth
+        Session(self, 0, StartCondition(latents, self.config.vae.temporal_ratio, tokens)).step(IDLE)
+        self._warm = True
+
+    def start_pixels(self, start: Picture | None = None) -> np.ndarray:
+        """The start picture as the model sees it: uint8 `[H, W, 3]` at the world's size; given as a start it comes through unchanged."""
+        return fit_picture(self._own_start() if start is None else start, self.config.height, self.config.width)
 
     def weight_hashes(self) -> dict[str, str]:
         """sha256 of every weight file in use, by part and file name, such as ``dit/dit.safetensors``.
@@ -115,8 +141,10 @@ class World:
             self._hashes = {f"{part}/{file.name}": file_hash(file) for part, files in self.files.items() for file in files}
         return self._hashes
 
-    def condition(self, start: Picture | None) -> StartCondition:
-        """The start picture encoded, once, for a session of any length."""
+    def condition(self, start: Picture | StartCondition | None) -> StartCondition:
+        """The start picture encoded, once, for a session of any length; one that is encoded already comes back as it is."""
+        if isinstance(start, StartCondition):
+            return start
         if start is None:
             if self._default is None:
                 self._default = self._encode(self._own_start())

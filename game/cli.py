@@ -22,6 +22,8 @@ from game.options import Parser
 
 SCREENSHOT_SECONDS = 2.0  # how long the end waits for screenshots still being written
 COMMANDS: dict[str, str] = {  # beside playing, which needs no word
+    "replay": "play a session file or a script again; --verify compares every frame",
+    "render": "make the film of a session again from the session file alone",
     "inspect": "what is this weight file? are these two the same?",
     "diagnose": "looks for trouble in a film or a folder of pictures",
 }
@@ -30,6 +32,10 @@ COMMANDS: dict[str, str] = {  # beside playing, which needs no word
 def _command(name: str) -> ModuleType:
     """The module behind a word of `COMMANDS`, or behind playing."""
     match name:
+        case "replay":
+            from game.commands import replay as command
+        case "render":
+            from game.commands import render as command
         case "diagnose":
             from game.commands import diagnose as command
         case "inspect":
@@ -84,7 +90,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _complain(error: Exception) -> int:
     """Say what went wrong in one line; the exit status that goes with it."""
     kinds = {kind.__name__ for kind in type(error).__mro__}  # by name: looking is no reason to import torch
-    if kinds & {"UsageError", "WorldError", "ScriptError"}:
+    if kinds & {"UsageError", "WorldError", "ScriptError", "SessionError", "FilmError"}:
         words, status = str(error), 2
     elif isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
         words, status = f"there can be no file of so long a name: {Path(error.filename).name[:40]}…", 2

@@ -7,9 +7,11 @@ from pathlib import Path
 
 import numpy as np
 
-from engine import Action, ActionSpace, fit_frame
+from engine import IDLE, Action, ActionSpace, fit_frame
 from game.framesource import Film
-from game.sessionfile import read_script
+from game.options import UsageError
+from game.script import read_script
+from game.sessionfile import looks_like_session, read_session
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,9 +33,18 @@ def read_clip(path: Path, height: int, width: int, limit: int) -> Clip:
 
 
 def actions_of(path: Path, space: ActionSpace, blocks: int) -> list[Action]:
-    """What was done during the first ``blocks`` blocks, from a script of words; idle where it has ended.
+    """What was done during the first ``blocks`` blocks, from a script of words or a session file; idle where it has ended.
 
-    Raises ScriptError for a file that is no script, or names keys the world does not have.
+    Of a session with rewinds that is the line of play that led to its end. Raises ScriptError or SessionError for a file that is
+    neither, ScriptError for keys the world does not have, UsageError for a session that went on from a saved game.
     """
-    script = read_script(str(path), space.keys)
-    return [Action(script.at(block) or frozenset()) for block in range(blocks)]
+    if looks_like_session(path):
+        file = read_session(path)
+        line = file.lineage(file.blocks[-1].epoch) if file.blocks else []
+        if line and line[0].index:
+            raise UsageError(f"--actions {path}: that session went on from a saved game at block {line[0].index}, its beginning is missing")
+        actions = [block.action for block in line[:blocks]]
+    else:
+        script = read_script(str(path), space.keys)
+        actions = [script.at(block) or IDLE for block in range(blocks)]
+    return actions + [IDLE] * (blocks - len(actions))

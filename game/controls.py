@@ -21,6 +21,11 @@ STICK_DEAD = 0.15  # a look stick nearer to the middle than this is at rest
 STICK_KEYS = {"up": "w", "down": "s", "left": "a", "right": "d"}
 
 
+MAX_EVENTS = 64  # kept a block: a mouse sends a thousand a second
+
+Event = tuple[float, str, *tuple[str | float, ...]]  # (time, press | release | mouse | look | all released | taps dropped | lost, what …)
+
+
 @dataclass(frozen=True)
 class Sample:
     """What the player wanted when a block was begun. Times are in seconds of `time.perf_counter`."""
@@ -28,6 +33,7 @@ class Sample:
     action: Action
     sampled_at: float
     input_at: float | None = None  # the oldest input not seen by an earlier block, if there is one
+    events: tuple[Event, ...] = ()  # what came in since the sample before, oldest first
 
 
 class Controls:
@@ -47,6 +53,7 @@ class Controls:
         self._mouse = (0.0, 0.0)
         self._stick = (0.0, 0.0)
         self._input_at: float | None = None
+        self._events: list[Event] = []
 
     def press(self, key: str, source: str = "keyboard") -> None:
         if key not in self._keys:
@@ -55,20 +62,20 @@ class Controls:
             if (source, key) not in self._held:  # a key's own repetition is not a new tap
                 self._held.add((source, key))
                 self._tapped.add(key)
-                self._touch()
+                self._touch("press", key, source)
 
     def release(self, key: str, source: str = "keyboard") -> None:
         with self._lock:
             if (source, key) in self._held:
                 self._held.discard((source, key))
-                self._touch()
+                self._touch("release", key, source)
 
     def move_mouse(self, right: float, down: float) -> None:
         """Relative mouse movement in pixels."""
         if self.space.has_look and (right or down):
             with self._lock:
                 self._mouse = (self._mouse[0] - down, self._mouse[1] + right)
-                self._touch()
+                self._touch("mouse", right, down)
 
     def set_stick(self, x: float, y: float, looks: bool, source: str = "stick") -> None:
         """Position of a pad's stick, each axis in [-1, 1], + is right and down. One stick moves, the other ``looks``."""
@@ -77,7 +84,7 @@ class Controls:
             with self._lock:
                 if self.space.has_look and (pitch, yaw) != self._stick:
                     self._stick = (pitch, yaw)
-                    self._touch()
+                    self._touch("look", pitch, yaw)
             return
         for direction, amount in {"up": -y, "down": y, "left": -x, "right": x}.items():
             key = STICK_KEYS[direction]
@@ -92,6 +99,7 @@ class Controls:
             self._held.clear()
             self._tapped.clear()
             self._mouse = self._stick = (0.0, 0.0)
+            self._touch("all released")
             self._input_at = None
 
     def drop_taps(self) -> None:
@@ -99,6 +107,7 @@ class Controls:
         with self._lock:
             self._tapped.clear()
             self._mouse = (0.0, 0.0)
+            self._touch("taps dropped")
             self._input_at = None
 
     @property
@@ -112,15 +121,25 @@ class Controls:
         with self._lock:
             pressed = frozenset(key for _, key in self._held) | self._tapped
             pitch, yaw = (_clamp(self._stick[axis] + self._mouse[axis] / MOUSE_FULL) for axis in (0, 1))
-            sample = Sample(Action(pressed, (pitch, yaw)), self._clock(), self._input_at)
+            sample = Sample(Action(pressed, (pitch, yaw)), self._clock(), self._input_at, tuple(self._events))
+            self._events = []
             self._tapped = set()
             self._mouse = (0.0, 0.0)
             self._input_at = None
         return sample
 
-    def _touch(self) -> None:
+    def _touch(self, what: str, *details: str | float) -> None:
+        """Note an event. Mouse movements there is no room for are added to the last one, other events are counted as lost."""
+        now = self._clock()
         if self._input_at is None:
-            self._input_at = self._clock()
+            self._input_at = now
+        last = self._events[-1] if self._events else None
+        if len(self._events) < MAX_EVENTS:
+            self._events.append((now, what, *details))
+        elif what == last[1] == "mouse":
+            self._events[-1] = (now, what, last[2] + details[0], last[3] + details[1])
+        else:
+            self._events[-1] = (now, "lost", last[2] + 1 if last[1] == "lost" else 2.0)
 
 
 def _clamp(value: float) -> float:

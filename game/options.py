@@ -10,6 +10,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import NoReturn
 
+from game.names import PART
+
 CLIP_SUFFIXES = (".mp4", ".m4v", ".mov", ".webm", ".mkv", ".avi")
 
 
@@ -63,19 +65,45 @@ def is_clip(path: Path) -> bool:
     return path.suffix.lower() in CLIP_SUFFIXES
 
 
-def check_record(path: Path, overwrite: bool) -> None:
-    """Refuse what ``--record`` could not write to, before anything is loaded."""
-    if path.suffix.lower() != ".mp4":
-        raise UsageError(f"--record {path}: the name must end in .mp4")
+def check_record(path: Path, overwrite: bool, session: Path | None = None, option: str = "--record") -> None:
+    """Refuse what ``option`` could not film to, before anything is loaded; ``session`` is its session file, if there will be one.
+
+    On the way, films that a crash left unfinished in that folder get their names, and that is told.
+    """
+    if path.suffix.lower() != ".mp4" or path.name.endswith(PART):
+        raise UsageError(f"{option} {path}: the name must end in .mp4{f', not in {PART}' if path.name.endswith(PART) else ''}")
+    check_place(option, path)
+    tell_recovered(absolute(path).parent)
+    check_new(option, path, overwrite)
+    if session is not None and session.exists() and not overwrite:
+        raise UsageError(f"{option} {path}: {session} exists already; choose another name or add --overwrite")
+
+
+def check_new(option: str, path: Path, overwrite: bool) -> None:
+    """Refuse a file that an option could not write."""
+    check_place(option, path)
+    if path.exists() and not overwrite:
+        raise UsageError(f"{option} {path}: exists already; choose another name or add --overwrite")
+
+
+def check_place(option: str, path: Path) -> None:
+    """Refuse a place where an option could not put a file."""
     folder = absolute(path).parent
     if not folder.is_dir():
-        raise UsageError(f"--record {path}: there is no folder {folder}")
+        raise UsageError(f"{option} {path}: there is no folder {folder}")
     if not os.access(folder, os.W_OK):
-        raise UsageError(f"--record {path}: the folder {folder} cannot be written to")
+        raise UsageError(f"{option} {path}: the folder {folder} cannot be written to")
     if path.is_dir():
-        raise UsageError(f"--record {path}: is a folder")
-    if path.exists() and not overwrite:
-        raise UsageError(f"--record {path}: exists already; choose another name or add --overwrite")
+        raise UsageError(f"{option} {path}: is a folder")
+
+
+def tell_recovered(folder: Path) -> None:
+    """Finish what a crash left unfinished in a folder, and say so."""
+    if any(folder.glob(f"*{PART}")):
+        from game.film import recover_parts
+
+        for line in recover_parts(folder):
+            print(f"reverie: {line}", file=sys.stderr)
 
 
 def absolute(path: Path) -> Path:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 
 import pygame
 
-from engine import Action, Session, WorldConfig
+from engine import Session, WorldConfig
 from game import hud
 from game.controls import Controls, Sample
 from game.events import Command, EventReader, help_columns
@@ -19,7 +20,7 @@ from game.presenter import Presenter
 from game.recorder import Recorder
 from game.rewinder import Rewinder
 from game.saves import Saves
-from game.sessionfile import Script
+from game.script import Script
 from game.sinks import Background, Block, close_all
 from game.window import Window
 from game.worldthread import WorldThread
@@ -41,8 +42,10 @@ class Game:
         script: Script | None = None,
         limit: int | None = None,
         sinks: Iterable[Background] = (),
+        replay: bool = False,
     ) -> None:
-        self.window, self.config = window, config
+        """``replay``: all that is done stands in the script, so that nothing the player does may change the world."""
+        self.window, self.config, self.replay = window, config, replay
         self.controls = Controls(config.actions)
         self._script = script
         self._sinks = list(sinks)
@@ -54,7 +57,7 @@ class Game:
         self.presenter = Presenter(self.world.blocks, timeline, lambda: self.world.estimate.lead, self._on_block)
         self.saves = Saves(self.world, config.name, window.toast)
         self.rewinder = Rewinder(self.world, self.presenter, window.toast)
-        self._hud = self._help = self._over = False
+        self._hud = self._help = self._over = self._played_out = False
         self._drawn: object = None  # what the overlays showed when the window was last drawn
 
     def run(self) -> None:
@@ -62,14 +65,19 @@ class Game:
         self.window.fit_world(f"{self.config.title} – Reverie", self.config.width, self.config.height)
         self.window.toast("F1 help   F3 keys and numbers" + ("   click to look with the mouse" if self.config.actions.has_look else ""))
         self.world.start()
+        reason = "failed"
         try:
             while not self._over:
                 self._turn()
+            reason = "played to the end" if self._played_out else "left"
+        except KeyboardInterrupt:
+            reason = "interrupted"
+            raise
         finally:
             self.window.close()
             self.world.stop()
             self.saves.close()
-            close_all(self._sinks_opened)
+            close_all(self._sinks_opened, reason)
 
     def _turn(self) -> None:
         for command in self._events.read(pygame.event.get(), self.window.captured):
@@ -88,7 +96,7 @@ class Game:
             self._drawn = overlays
             self.window.draw(self._draw_overlays)
         if self.world.end is not None and self.presenter.ended(now, self.world.end):
-            self._over = True
+            self._over = self._played_out = True
         self._rest(self.presenter.next_due)
 
     def _rest(self, due: float | None) -> None:
@@ -116,12 +124,13 @@ class Game:
     def _take(self, block: int) -> Sample:
         """The action for the ``block``-th block: from the script while it lasts, then from the player. Called by the world's thread."""
         sample = self.controls.sample()
-        keys = None if self._script is None else self._script.at(block)
-        return sample if keys is None else Sample(Action(keys), sample.sampled_at)
+        action = None if self._script is None else self._script.at(block)
+        return sample if action is None else Sample(action, sample.sampled_at)
 
     def _on_block(self, block: Block) -> None:
         """The first frame of ``block`` is on screen."""
         self.rewinder.shown(block)
+        block = replace(block, shown_at=time.perf_counter())
         if self._script is not None and block.index - self.world.base == len(self._script):
             self.window.toast("The script is over, the controls are yours")
         for sink in self._sinks:
@@ -175,6 +184,8 @@ class Game:
                 self._pause()
             case Command.STEP if playing and not self.rewinder.active:
                 self._step()
+            case Command.RESTART if self.replay:
+                self.window.toast("This is a replay: it plays what was played")
             case Command.RESTART if playing:
                 self.controls.drop_taps()
                 self.rewinder.forget()

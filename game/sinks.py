@@ -8,7 +8,7 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Literal, Protocol
 
@@ -18,6 +18,8 @@ from PIL import Image
 from engine import WorldConfig
 from game.controls import Sample
 
+MAX_BARE = 10_000  # blocks without their frames that may wait to be written: hours of play
+STUCK_SECONDS = 10.0  # how long a sink may get nothing done at the end
 FRAME_NAME = re.compile(r"frame_([0-9]{6}|[1-9][0-9]{6,})\.png")
 
 
@@ -42,6 +44,9 @@ class Block:
     frames: np.ndarray  # [9 | 12, H, W, 3] uint8
     finished_at: float
     origin: Origin | None = None  # set on the first block of each epoch
+    started_at: float | None = None  # when the model began, right after the sample was taken
+    shown_at: float | None = None  # when its first frame came on screen, if there is one
+    bare: bool = False  # its frames were let go: what is there has their number and no content
 
     @property
     def seconds(self) -> float:
@@ -67,50 +72,96 @@ class Background:
     """Runs another sink on a thread of its own behind a bounded queue.
 
     With ``wait`` (nobody is watching) a full queue holds the writer up; without it (live play) a block that finds the
-    queue full is dropped whole and counted. A failure ends the sink, never the game: it is kept in ``error``.
+    queue full is dropped whole, counted and told to ``on_drop``; with ``keep_actions`` it loses only its frames. A failure
+    ends the sink, never the game: it is kept in ``error``, and all further blocks are told to ``on_drop`` (by any thread).
     """
 
-    def __init__(self, sink: Sink, wait: bool, depth: int = 4) -> None:
+    def __init__(self, sink: Sink, wait: bool, depth: int = 4, keep_actions: bool = False) -> None:
         self.sink = sink
         self.wait = wait
         self.dropped = 0
         self.error: SinkError | None = None
-        self._queue: queue.Queue[Block | None] = queue.Queue(depth)
+        self.on_drop: Callable[[Block], None] = lambda block: None
+        self._depth = depth
+        self._bare = keep_actions
+        self._queue: queue.Queue[Block | None] = queue.Queue(MAX_BARE if keep_actions and not wait else depth)
+        self._steps = 0  # grows with everything the thread has done
+        self._opened = threading.Event()
+        self._config: WorldConfig | None = None
         self._thread = threading.Thread(target=self._run, name=f"reverie-{type(sink).__name__}", daemon=True)
 
     def open(self, config: WorldConfig) -> None:
-        """Open the sink behind; a failure counts like one of `write`."""
-        try:
-            self.sink.open(config)
-        except SinkError as error:
-            self.error = error
-            if self.wait:
-                raise
-            return
+        """Open the sink behind, on its thread; a failure counts like one of `write`."""
+        self._config = config
         self._thread.start()
+        if self.wait:
+            self._opened.wait()
+            if self.error:
+                raise self.error
 
     def write(self, block: Block) -> None:
         """Hand ``block`` over. Raises the failure there was if ``wait``; in live play it is told at the end."""
         if self.error:
             if self.wait:
                 raise self.error
+            self.on_drop(block)
             return
+        if self._bare and not self.wait and self._queue.qsize() >= self._depth:
+            block = replace(block, frames=np.broadcast_to(np.uint8(0), block.frames.shape), bare=True)
         try:
             self._queue.put(block, block=self.wait)
         except queue.Full:
             self.dropped += 1
+            self.on_drop(block)
 
     def close(self) -> None:
-        """Write what is queued, then close the sink behind; raises the failure there was, if any."""
+        """Write what is queued, then close the sink behind; raises the failure there was, if any.
+
+        A sink that gets nothing done for `STUCK_SECONDS` is given up: told to `abort`, if it knows how.
+        """
         if self._thread.is_alive():
-            self._queue.put(None)
-            self._thread.join()
+            self._put_end()
+            while not self._joined():
+                pass
         if self.error:
             raise self.error
 
+    def _put_end(self) -> None:
+        steps, since = self._steps, time.monotonic()
+        while self._thread.is_alive():
+            try:
+                return self._queue.put(None, timeout=0.1)
+            except queue.Full:
+                if self._steps != steps:
+                    steps, since = self._steps, time.monotonic()
+                elif time.monotonic() - since > STUCK_SECONDS:
+                    self._give_up()
+                    since = time.monotonic()
+
+    def _joined(self) -> bool:
+        """Whether the thread has ended; waits for it as long as it gets something done."""
+        steps = self._steps
+        self._thread.join(STUCK_SECONDS)
+        if self._thread.is_alive() and self._steps == steps:
+            self._give_up()
+            self._thread.join(STUCK_SECONDS)
+            return True  # a daemon: the process ends without it
+        return not self._thread.is_alive()
+
+    def _give_up(self) -> None:
+        self.error = self.error or SinkError(f"{type(self.sink).__name__}: nothing was written for {STUCK_SECONDS:.0f} s, given up")
+        abort = getattr(self.sink, "abort", None)
+        if abort is not None:
+            abort()
+
     def _run(self) -> None:
+        self._guard(lambda: self.sink.open(self._config))
+        self._opened.set()
         while (block := self._queue.get()) is not None:
             self._guard(lambda block=block: self.sink.write(block))
+            if self.error:
+                self.on_drop(block)
+            self._steps += 1
         self._guard(self.sink.close, always=True)
 
     def _guard(self, call: Callable[[], None], always: bool = False) -> None:
@@ -132,7 +183,7 @@ class Dump:
     """
 
     def __init__(self, folder: Path, overwrite: bool = False) -> None:
-        self.folder = folder
+        self.folder = self.path = folder
         self.overwrite = overwrite
         self.frames = 0
         self._actions: IO[str] | None = None
@@ -167,10 +218,13 @@ class Dump:
             self._actions.close()
 
 
-def close_all(sinks: Iterable[Sink]) -> None:
-    """Close every sink, whatever the others do; then raise the first failure."""
+def close_all(sinks: Iterable[Sink], reason: str = "left") -> None:
+    """Close every sink, whatever the others do; then raise the first failure. A session file ends with the ``reason``."""
     failures = []
     for sink in sinks:
+        inner = getattr(sink, "sink", sink)
+        if hasattr(inner, "reason"):
+            inner.reason = reason
         try:
             sink.close()
         except Exception as error:

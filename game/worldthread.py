@@ -177,10 +177,11 @@ class WorldThread(threading.Thread):
                 continue
             clock, epoch = session.clock, self._session_epoch
             sample = self._take(clock.block - self._base)
+            started_at = time.perf_counter()
             frames = session.step(sample.action)
             finished_at = time.perf_counter()
             self.estimate.add(finished_at - sample.sampled_at)
-            block = Block(epoch, clock.block, clock.frames.start, sample, frames, finished_at, self._origin)
+            block = Block(epoch, clock.block, clock.frames.start, sample, frames, finished_at, self._origin, started_at=started_at)
             self._origin = None
             self._hand_over(block, session)
 

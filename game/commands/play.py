@@ -13,13 +13,26 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from game import __version__
-from game.options import ConsoleProgress, UsageError, absolute, check_record, is_clip, listed, size, whole
+from game.names import free_name, session_beside
+from game.options import (
+    ConsoleProgress,
+    UsageError,
+    absolute,
+    check_new,
+    check_record,
+    is_clip,
+    listed,
+    size,
+    tell_recovered,
+    whole,
+)  # fmt: skip
 
 if TYPE_CHECKING:
     import numpy as np
 
     from engine import Action, Session, WorldConfig
-    from game.sessionfile import Script
+    from game.script import Script
+    from game.sessionheader import Header
     from game.sinks import Background
     from game.window import Window
 
@@ -31,31 +44,23 @@ PARTS = {"dit": "world model", "vae": "picture decoder", "vision": "image encode
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     world = parser.add_argument_group("the world")
-    world.add_argument("--world", default="garden", metavar="NAME", help="a bundled world or a yaml file of your own (garden)")
-    world.add_argument("--weights", type=Path, metavar="DIR", help="folder with the world's weights, if they are not bundled")
+    add_world_options(world)
     world.add_argument("--fetch", action="store_true", help="download the world's weights first, as far as they are not here yet")
-    world.add_argument("--start", type=Path, metavar="FILE", help="start picture (the world's own), or a clip (mp4, …) to go on from")
-    world.add_argument("--actions", type=Path, metavar="FILE", help="what was done in that clip: a script, one action a block (nothing)")
+    world.add_argument("--actions", type=Path, metavar="FILE", help="what was done in a clip to start from: a script, one action a block")
     world.add_argument("--load", type=Path, metavar="FILE", help="go on from a saved game, with its start picture and seed")
     world.add_argument("--seed", type=whole(0, 2**63 - 1), metavar="N", help="same seed and actions, same dream (the world's, else 0)")
-    world.add_argument("--device", default="cpu", metavar="NAME", help="cpu, cuda or mps (cpu)")
-    world.add_argument(
-        "--dtype", choices=DTYPES, help="numbers of model and picture decoder (the world's, else auto: what the device is fast at)"
-    )
-    other = parser.add_argument_group("another way than the world's own")
-    other.add_argument("--steps", type=listed(0, 1000), metavar="N,N,…", help="denoising steps, falling, such as 1000,666,333")
-    other.add_argument("--window", type=whole(1, 15), metavar="N", help="latents of local attention, 1 to 15, at least a block's three")
-    other.add_argument("--fps", type=whole(1, 240), metavar="N", help="native frames a second")
-    other.add_argument("--size", type=size, metavar="WxH", help="resolution, such as 640x352; sides are multiples of 16")
+    add_change_options(parser.add_argument_group("another way than the world's own"))
     play = parser.add_argument_group("playing")
     play.add_argument("--blocks", type=whole(1, MAX_BLOCKS), metavar="N", help="end after N blocks")
     play.add_argument("--script", metavar="WORDS", help='actions instead of the keyboard, as words or a file of them: "w*3 w+l*2 idle j*4"')
     play.add_argument("--rewind-mb", type=whole(0, 10**6), default=REWIND_MB, metavar="N", help=f"memory to rewind with ({REWIND_MB})")
+    play.add_argument("--replay", type=Path, metavar="FILE", help="a session that was recorded, once more (see reverie replay --help)")
     play.add_argument("--headless", action="store_true", help="no window, as fast as it goes; plays a demo walk unless there is a script")
     out = parser.add_argument_group("keeping it")
-    out.add_argument("--record", type=Path, metavar="FILE.mp4", help="film what is played")
+    out.add_argument("--record", type=Path, metavar="FILE.mp4", help="film what is played, and write FILE.session.jsonl beside it")
+    out.add_argument("--session", type=Path, metavar="FILE", help="the session file alone, or under another name")
     out.add_argument("--dump", type=Path, metavar="DIR", help="every frame as PNG, and the actions in actions.jsonl")
-    out.add_argument("--overwrite", action="store_true", help="let --record and --dump replace what is there")
+    out.add_argument("--overwrite", action="store_true", help="let --record, --session and --dump replace what is there")
     other = parser.add_argument_group("instead of playing")
     other.add_argument("--list", action="store_true", help="the bundled worlds, and whether their weights are here")
     other.add_argument("--bench", action="store_true", help="measure the speed over --blocks blocks (20)")
@@ -63,8 +68,32 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     other.add_argument("--version", action="version", version=f"reverie {__version__}")
 
 
+def add_world_options(group: argparse._ArgumentGroup) -> None:
+    """What tells a world and where it runs."""
+    group.add_argument("--world", metavar="NAME", help="a bundled world or a yaml file of your own (garden)")
+    group.add_argument("--weights", type=Path, metavar="DIR", help="folder with the world's weights, if they are not bundled")
+    group.add_argument("--start", type=Path, metavar="FILE", help="start picture (the world's own), or a clip (mp4, …) to go on from")
+    group.add_argument("--device", default="cpu", metavar="NAME", help="cpu, cuda or mps (cpu)")
+    group.add_argument(
+        "--dtype", choices=DTYPES, help="numbers of model and picture decoder (the world's, else auto: what the device is fast at)"
+    )
+
+
+def add_change_options(group: argparse._ArgumentGroup) -> None:
+    """What may differ from the world's yaml; `world_config` reads it."""
+    group.add_argument("--steps", type=listed(0, 1000), metavar="N,N,…", help="denoising steps, falling, such as 1000,666,333")
+    group.add_argument("--window", type=whole(1, 15), metavar="N", help="latents of local attention, 1 to 15, at least a block's three")
+    group.add_argument("--fps", type=whole(1, 240), metavar="N", help="native frames a second")
+    group.add_argument("--size", type=size, metavar="WxH", help="resolution, such as 640x352; sides are multiples of 16")
+
+
 def run(args: argparse.Namespace) -> int:
     """What the options ask for; the exit status."""
+    if args.replay is not None:
+        from game.commands import replay
+
+        return replay.run_for_play(args)
+    args.world = args.world or "garden"
     _check(args)
     if args.list:
         return _list(args)
@@ -86,8 +115,8 @@ def _check(args: argparse.Namespace) -> None:
     """Whatever can be refused without loading anything."""
     if args.json and not args.bench:
         raise UsageError("--json goes with --bench")
-    if args.bench and (args.record or args.dump):
-        raise UsageError("--bench measures without --record and --dump")
+    if args.bench and (args.record or args.session or args.dump):
+        raise UsageError("--bench measures without --record, --session and --dump")
     if args.fetch and args.weights is not None:
         raise UsageError("--fetch keeps the weights in huggingface's cache; leave --weights out")
     if args.start is not None and not args.start.is_file():
@@ -104,8 +133,14 @@ def _check(args: argparse.Namespace) -> None:
             raise UsageError("--load takes the seed of the saved game: leave --seed away")
         if not args.load.is_file():
             raise UsageError(f"--load {args.load}: {'is a folder, not a saved game' if args.load.is_dir() else 'no such file'}")
+    clip = args.start is not None and is_clip(args.start)
+    if clip and args.session is not None:
+        raise UsageError("--session: a game that begins with a clip cannot be replayed yet; --record films it")
     if args.record is not None:
-        check_record(args.record, args.overwrite)
+        args.session = None if clip else args.session or session_beside(args.record)
+        check_record(args.record, args.overwrite, args.session)
+    elif args.session is not None:
+        check_new("--session", args.session, args.overwrite)
     if args.dump is not None:
         if args.dump.exists() and not args.dump.is_dir():
             raise UsageError(f"--dump {args.dump}: is not a folder")
@@ -118,13 +153,14 @@ def _check(args: argparse.Namespace) -> None:
 
 
 def _play_without_display(args: argparse.Namespace, problem: str) -> int:
-    from game.recorder import free_name
-
     if os.environ.get("SDL_VIDEODRIVER"):
         raise UsageError(f"no display: SDL_VIDEODRIVER={os.environ['SDL_VIDEODRIVER']} does not work ({problem})")
     if args.record is None:
+        tell_recovered(absolute(Path()))
         args.record = free_name("reverie-demo")
-        check_record(args.record, overwrite=False)
+        clip = args.start is not None and is_clip(args.start)
+        args.session = None if clip else args.session or session_beside(args.record)
+        check_record(args.record, overwrite=False, session=args.session)
     what = "the demo walk" if args.script is None else "the script"
     print(f"reverie: no display ({problem}), so {what} is played into {args.record} instead", file=sys.stderr)
     return _play_headless(args)
@@ -132,16 +168,18 @@ def _play_without_display(args: argparse.Namespace, problem: str) -> int:
 
 def _play_headless(args: argparse.Namespace) -> int:
     from game.headless import play_headless
-    from game.sessionfile import demo_script
+    from game.script import demo_script
+    from game.sessionheader import Header
 
-    config = _config(args)
+    config = world_config(args)
     script = _script(args, config) or demo_script(config.actions.keys)
-    session = _open_session(args, config, ConsoleProgress(config.name))
-    sinks = _sinks(args, wait=True)
+    header = Header()
+    session = _open_session(args, config, ConsoleProgress(config.name), header)
+    sinks = _sinks(args, header, wait=True)
     tally = play_headless(session, config, script, args.blocks or len(script), sinks)
     speed = f"{tally.fps:.1f} fps ({tally.fps / config.fps:.2f} x the native {config.fps})"
     print(f"{config.name}: {tally.blocks} blocks, {tally.frames} frames in {tally.seconds:.2f} s = {speed}")
-    _tell_written(args, sinks)
+    tell_written(sinks)
     return 0
 
 
@@ -151,7 +189,7 @@ def _play_window(args: argparse.Namespace) -> int:
 
     bundled = (resources.files("configs") / f"{args.world}.yaml").is_file()
     if not bundled or args.script is not None or args.size is not None:  # may be refused: better before a window opens
-        _script(args, _config(args))
+        _script(args, world_config(args))
     window = Window("Reverie")
     try:
         if not wait_behind(window, lambda: importlib.import_module("engine"), "waking up"):
@@ -164,36 +202,39 @@ def _play_window(args: argparse.Namespace) -> int:
 def _play_in(window: Window, args: argparse.Namespace) -> int:
     from game.events import help_columns
     from game.player import Game
+    from game.sessionheader import Header
 
-    config = _config(args)
+    config = world_config(args)
     print(f"{config.title}. {config.about}".strip())
     for column in help_columns(config.actions):
         print("  " + ", ".join(f"{key} {does}" for key, does in column))
-    console = ConsoleProgress(config.name)
+    console, header = ConsoleProgress(config.name), Header()
 
     def open_session(report) -> Session:
-        return _open_session(args, config, lambda what, part: (console(what, part), report(what, part)))
+        return _open_session(args, config, lambda what, part: (console(what, part), report(what, part)), header)
 
-    sinks = _sinks(args, wait=False)
+    sinks = _sinks(args, header, wait=False)
     game = Game(window, config, open_session, _script(args, config), args.blocks, sinks)
     try:
         game.run()
     except KeyboardInterrupt:  # the sinks are closed all the same
-        _tell_written(args, sinks)
+        tell_written(sinks)
         raise
-    _tell_written(args, sinks)
+    tell_written(sinks)
     return 0
 
 
-def _tell_written(args: argparse.Namespace, sinks: Iterable[Background]) -> None:
+def tell_written(sinks: Iterable[Background]) -> None:
     """Name the files this run has left; one that was there before and got nothing new is not among them."""
-    for path, background in zip(filter(None, (args.record, args.dump)), sinks, strict=True):
-        if background.sink.frames:
-            print(f"written: {path}")
+    for background in sinks:
+        if background.sink.frames and (path := getattr(background.sink, "path", None)) is not None:
+            lost = f" (without {background.dropped} blocks that came while it was busy)" if background.dropped else ""
+            print(f"written: {path}{lost}")
 
 
-def _open_session(args: argparse.Namespace, config: WorldConfig, progress) -> Session:
+def _open_session(args: argparse.Namespace, config: WorldConfig, progress, header: Header | None = None) -> Session:
     from engine import Snapshot, World, load_picture
+    from game.sessionheader import build_header
 
     start, actions = args.start, []
     if start is not None and is_clip(start):
@@ -216,6 +257,10 @@ def _open_session(args: argparse.Namespace, config: WorldConfig, progress) -> Se
     else:
         session = world.resume(Snapshot.load(args.load, world), rewind_mb=args.rewind_mb)
     progress(what, 1.0)
+    if header is not None and args.session is not None:
+        progress("hashes", 0.0)
+        header.fields = build_header(world, session, args.start)
+        progress("hashes", 1.0)
     return session
 
 
@@ -235,20 +280,20 @@ def _clip(args: argparse.Namespace, config: WorldConfig) -> tuple[np.ndarray, li
     return clip.frames, [] if args.actions is None else actions_of(args.actions, config.actions, blocks)
 
 
-def _config(args: argparse.Namespace) -> WorldConfig:
-    """The world asked for, with what the command line changes in it."""
+def world_config(args: argparse.Namespace, name: str | None = None) -> WorldConfig:
+    """The world asked for (or that of ``name``), with what the command line changes in it."""
     from engine import load_config
 
     width, height = args.size or (None, None)
     changes = {"sampler.steps": args.steps, "model.local_attn_size": args.window, "fps": args.fps, "width": width, "height": height}
-    return load_config(args.world, {name: value for name, value in changes.items() if value is not None})
+    return load_config(name or args.world, {setting: value for setting, value in changes.items() if value is not None})
 
 
 def _fetch(args: argparse.Namespace) -> Path:
     """The folder with the world's weights, downloaded where they were not here."""
     from game.fetch import fetch, repository
 
-    config = _config(args)
+    config = world_config(args)
     repo = repository(config.weights.source)
     if repo is None:
         here = "come with it" if config.weights.source is None else f"are not on huggingface.co but: {config.weights.source}"
@@ -263,18 +308,25 @@ def _fetch(args: argparse.Namespace) -> Path:
 
 
 def _script(args: argparse.Namespace, config: WorldConfig) -> Script | None:
-    from game.sessionfile import read_script
+    from game.script import read_script
 
     return None if args.script is None else read_script(args.script, config.actions.keys)
 
 
-def _sinks(args: argparse.Namespace, wait: bool) -> list[Background]:
+def _sinks(args: argparse.Namespace, header: Header, wait: bool) -> list[Background]:
     from game.recorder import Recorder
+    from game.sessionsink import SessionSink
     from game.sinks import Background, Dump
 
     sinks: list[Background] = []
+    session = None
+    if args.session is not None:
+        session = SessionSink(args.session, header.get, args.overwrite)
+        sinks.append(Background(session, wait, keep_actions=True))
     if args.record is not None:
-        sinks.append(Background(Recorder(args.record), wait))
+        film = Background(Recorder(args.record, args.overwrite, header.identity), wait)
+        film.on_drop = session.gap
+        sinks.append(film)
     if args.dump is not None:
         sinks.append(Background(Dump(args.dump, args.overwrite), wait))
     return sinks
@@ -298,12 +350,12 @@ def _list(args: argparse.Namespace) -> int:
 
 
 def _bench(args: argparse.Namespace) -> int:
-    from engine import Action, benchmark
+    from engine import benchmark
 
-    config = _config(args)
+    config = world_config(args)
     script = _script(args, config)
     session = _open_session(args, config, ConsoleProgress(config.name))
-    action_of = None if script is None else (lambda block: Action(script.at(block % len(script))))
+    action_of = None if script is None else (lambda block: script.at(block % len(script)))
     report = benchmark(session, args.blocks or 20, action_of)
     print(json.dumps(report.to_dict(), indent=2) if args.json else report.to_text())
     return 0

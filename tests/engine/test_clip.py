@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from engine import Action, Session, World, WorldError, load_config
+from engine import Action, Session, Snapshot, World, WorldError, load_config
 from engine.clip import encode_clip, whole_blocks
 from engine.clock import BlockClock
 from engine.conditioning import ConditionRing, Rows, StartCondition
@@ -141,6 +141,22 @@ def refusal(call: Callable[[], Any]) -> str:
         call()
     assert "\n" not in str(caught.value)
     return str(caught.value)
+
+
+def test_a_saved_game_remembers_its_clip(tiny_world: World, tmp_path: Path) -> None:
+    """Restart after loading goes back to the clip's end, and a clip alone can be saved."""
+    clip = clip_of(tiny_world, 2)
+    session = tiny_world.session(seed=7, start=clip, actions=WALK[:2])
+    fresh = {name: tensor.clone() for name, tensor in state(session).items()}
+    session.snapshot().save(tmp_path / "clip")
+    following = [session.step(action) for action in WALK[:2]]
+    session.snapshot().save(tmp_path / "later")
+    for name in ("clip", "later"):
+        loaded = tiny_world.resume(Snapshot.load(tmp_path / name, tiny_world))
+        loaded.reset()
+        assert loaded.clock.block == 2
+        assert all(np.array_equal(loaded.step(action), frames) for action, frames in zip(WALK[:2], following, strict=True))
+    assert same(state(tiny_world.resume(Snapshot.load(tmp_path / "clip"))), fresh)
 
 
 def test_clips_that_cannot_be_used_change_nothing(tiny_world: World, monkeypatch: pytest.MonkeyPatch) -> None:

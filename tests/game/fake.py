@@ -36,6 +36,7 @@ class FakeConfig:
     width: int = 32
     height: int = 16
     actions: ActionSpace = WALK
+    block_frames: tuple[int, int] = (9, 12)
 
 
 class FakeSession:

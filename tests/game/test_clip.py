@@ -14,7 +14,7 @@ from engine import Action
 from game import cli
 from game.clip import actions_of, read_clip
 from game.options import UsageError, is_clip
-from game.sessionfile import ScriptError
+from game.script import ScriptError
 from tests.game.fake import RUN, WALK
 from tests.tiny_world import write_tiny_world
 

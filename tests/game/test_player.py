@@ -11,7 +11,7 @@ import pytest
 
 from game.player import Game
 from game.recorder import Recorder
-from game.sessionfile import parse_script
+from game.script import parse_script
 from game.sinks import Background, Dump, SinkError
 from game.window import NoDisplay, Window, display_missing, fit, window_size
 from tests.game.fake import RUN, WALK, FakeConfig, FakeSession

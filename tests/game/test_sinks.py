@@ -11,8 +11,9 @@ from PIL import Image
 from engine import Action
 from game.controls import Sample
 from game.headless import play_headless
-from game.recorder import Recorder, free_name
-from game.sessionfile import Script, parse_script
+from game.names import free_name
+from game.recorder import Recorder
+from game.script import Script, parse_script
 from game.sinks import Background, Block, Dump, SinkError
 from tests.game.fake import WALK, FakeConfig, FakeSession
 
@@ -183,14 +184,14 @@ def test_headless_an_interrupt_ends_the_film_properly() -> None:
             return super().step(action)
 
     session, memory = Interrupted(), Memory()
-    tally = play_headless(session, session.config, Script([(frozenset(), 9)]), 9, [memory])
+    tally = play_headless(session, session.config, Script([(Action(), 9)]), 9, [memory])
     assert tally.blocks == 2 and memory.closed == 1
 
 
 def test_headless_stops_when_the_film_fails() -> None:
     session, sink = FakeSession(), Background(Memory(fails_at=1), wait=True)
     with pytest.raises(SinkError, match="disk full"):
-        play_headless(session, session.config, Script([(frozenset(), 1)]), 1000, [sink])
+        play_headless(session, session.config, Script([(Action(), 1)]), 1000, [sink])
     assert session.clock.block < 100
 
 

@@ -1,0 +1,106 @@
+"""What makes two runs give the same bits, and what tells two machines apart on which they need not.
+
+Everything here is process-wide, as torch's own switches are.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+if TYPE_CHECKING:
+    from engine.config import WorldConfig
+    from engine.world import World
+
+NOISE = "blake2b(seed/block/step) to torch.randn on the cpu, float32; 1"  # raise the number when any of it changes
+_SPOKEN = {"name", "file", "title", "about", "does", "start", "weights", "dtype"}  # settings that change no number, or are told elsewhere
+
+Plain = str | int | float | bool | None | list["Plain"] | dict[str, "Plain"]
+
+
+def make_exact() -> None:
+    """Choose kernels that give the same bits every time, and pin the number of threads torch computes with.
+
+    Where there is only a kernel that does not, torch warns and goes on: a world that plays is worth more than one that
+    refuses. Choosing kernels by trying them out is off, for the trial's winner depends on what else the machine does.
+    """
+    torch.set_deterministic_debug_mode("warn")  # `use_deterministic_algorithms` does the same, and imports torch's compiler for it
+    torch.utils.deterministic.fill_uninitialized_memory = False  # costs a pass over every new tensor, and nothing reads them unwritten
+    torch.backends.cudnn.deterministic = True
+    torch.backends.cudnn.benchmark = False
+    torch.set_num_threads(torch.get_num_threads())  # told outright, MKL no longer takes fewer threads when it sees fit
+
+
+def pin_threads(count: int) -> None:
+    """Compute with ``count`` threads from now on: sums are cut among threads, so their number can show in the last bits."""
+    torch.set_num_threads(count)
+
+
+def fingerprint(world: World) -> dict[str, Plain]:
+    """What the same bits may depend on besides world, weights and actions: torch, device, processor, threads, kernels."""
+    device = world.device
+    found: dict[str, Plain] = {
+        "torch": torch.__version__,
+        "device": device.type,
+        "processor": processor(),
+        "instructions": torch.backends.cpu.get_cpu_capability(),
+        "threads": torch.get_num_threads(),
+        "attention": _attention(device),
+        "deterministic": torch.get_deterministic_debug_mode() > 0 and torch.backends.cudnn.deterministic,
+        "float32": torch.get_float32_matmul_precision(),
+        "compile": any(hasattr(module, "_orig_mod") for module in (world.dit, world.vae)),  # what torch.compile wraps
+    }
+    if device.type == "cuda":
+        found |= {
+            "gpu": torch.cuda.get_device_name(device),
+            "cuda": torch.version.cuda or torch.version.hip or "",
+            "cudnn": torch.backends.cudnn.version() or 0,
+        }
+    return found
+
+
+def settings(config: WorldConfig) -> dict[str, Plain]:
+    """Every setting of a world that can show in its pictures, flat, by its path in the yaml: ``model.dim``, ``sampler.steps`` …"""
+    return dict(sorted(_flat(asdict(config))))
+
+
+def processor() -> str:
+    """The processor's model, as far as the system tells."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("model name"):
+                return " ".join(line.partition(":")[2].split())
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def _attention(device: torch.device) -> str:
+    if device.type != "cuda":
+        return "torch sdpa"
+    kernels = {
+        "flash": "flash_sdp_enabled",
+        "efficient": "mem_efficient_sdp_enabled",
+        "cudnn": "cudnn_sdp_enabled",
+        "math": "math_sdp_enabled",
+    }
+    on = [name for name, ask in kernels.items() if getattr(torch.backends.cuda, ask, lambda: False)()]
+    return f"torch sdpa ({' '.join(on)})"
+
+
+def _flat(value: Any, path: str = "") -> Iterator[tuple[str, Plain]]:
+    if isinstance(value, Mapping):
+        for name, item in value.items():
+            if name not in _SPOKEN:
+                yield from _flat(item, f"{path}.{name}" if path else name)
+    elif isinstance(value, (list, tuple)) and any(isinstance(item, Mapping) for item in value):
+        for i, item in enumerate(value):
+            yield from _flat(item, f"{path}[{i}]")
+    else:
+        yield path, json.loads(json.dumps(value))  # tuples become lists, as they are when read back

@@ -1,0 +1,162 @@
+"""The first line of a session file: what was played, from where, with what; and whether this machine can play it again."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import io
+import warnings
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from engine import NOISE, Session, World, WorldConfig, WorldError, fingerprint, settings
+from game import __version__
+from game.sessionfile import KIND, VERSION, SessionError, SessionFile, encode
+
+MAX_PICTURE = 1 << 20  # bytes a start picture may have to travel in the header
+
+_MISSING = object()
+
+
+class Header:
+    """The header of a session yet to begin: the world's thread fills it in, the recording asks for it later."""
+
+    def __init__(self) -> None:
+        self.fields: dict[str, Any] = {}
+
+    def get(self) -> dict[str, Any]:
+        return self.fields
+
+    def identity(self) -> str:
+        """sha256 of the header's line, as the film's metadata have it."""
+        return hashlib.sha256(encode(self.fields)).hexdigest()
+
+
+def replay_header(session: SessionFile, world: World) -> dict[str, Any]:
+    """The header of a session that replays another one, here and now."""
+    now = datetime.now(UTC).isoformat(timespec="microseconds")
+    return session.header | {"app": __version__, "begun": now, "fingerprint": fingerprint(world)}
+
+
+def build_header(world: World, session: Session, start: Path | None) -> dict[str, Any]:
+    """The header of a session about to be played from the picture ``start`` (None: the world's own). Reads every weight file."""
+    pixels = world.start_pixels(start)
+    return {
+        "reverie": KIND,
+        "version": VERSION,
+        "app": __version__,
+        "begun": datetime.now(UTC).isoformat(timespec="microseconds"),
+        "world": world.config.name,
+        "weights": world.weight_hashes(),
+        "start": {
+            "sha256": None if start is None else hashlib.sha256(start.read_bytes()).hexdigest(),
+            "pixels": pixels_hash(pixels),
+            "png": _png(pixels),
+        },
+        "seed": session.seed,
+        "noise": NOISE,
+        "dtype": str(world.dtype).removeprefix("torch."),
+        "settings": settings(world.config),
+        "fingerprint": fingerprint(world),
+    }
+
+
+def pixels_hash(pixels: np.ndarray) -> str:
+    """sha256 of a start picture as the model sees it: uint8 `[H, W, 3]`, row by row."""
+    return hashlib.sha256(np.ascontiguousarray(pixels).data).hexdigest()
+
+
+def start_of(session: SessionFile, world: World, given: Path | None) -> np.ndarray | None:
+    """The start picture of a session: ``given`` by the user, out of the header, or the world's own (None). Checked by its hash.
+
+    Raises SessionError when it is not there, or not the one.
+    """
+    wanted = session.header["start"]["pixels"]
+    if given is not None:
+        pixels = world.start_pixels(given)
+        if pixels_hash(pixels) != wanted:
+            raise SessionError(f"--start {given}: is not the picture {session.path} began with (sha256 of its pixels {wanted[:12]}…)")
+        return pixels
+    try:
+        if pixels_hash(world.start_pixels()) == wanted:
+            return None
+    except WorldError:
+        pass  # a world without a picture of its own
+    pixels = _embedded(session, world.config.height, world.config.width)
+    if pixels is None:
+        raise SessionError(
+            f"{session.path}: the start picture (sha256 of its pixels {wanted[:12]}…) is not in the file; give it with --start"
+        )
+    if pixels_hash(pixels) != wanted:
+        raise SessionError(f"{session.path}: the start picture in the file is damaged; give it with --start FILE")
+    return pixels
+
+
+def check_settings(session: SessionFile, config: WorldConfig) -> None:
+    """Raise SessionError, naming the difference, when the world of ``config`` cannot give the same pictures. Cheap."""
+    header = session.header
+    _refuse(session, header["settings"] | {"noise": header["noise"]}, settings(config) | {"noise": NOISE})
+
+
+def check_weights(session: SessionFile, world: World) -> None:
+    """The same for what is known once the world is loaded: its weights and its dtype. Reads every weight file."""
+    header, dtype = session.header, str(world.dtype).removeprefix("torch.")
+    here = {f"weights {name}": value for name, value in world.weight_hashes().items()}
+    _refuse(session, {f"weights {name}": value for name, value in header["weights"].items()}, here)
+    if header["dtype"] != dtype:
+        raise SessionError(
+            f"{session.path}: was played with another world: dtype is {dtype} here, {_short(header['dtype'])} in the session"
+        )
+
+
+def _refuse(session: SessionFile, there: dict[str, Any], here: dict[str, Any]) -> None:
+    different = _differences(there, here)
+    if different:
+        more = f" (and {len(different) - 1} more)" if len(different) > 1 else ""
+        raise SessionError(f"{session.path}: was played with another world: {different[0]}{more}")
+
+
+def other_machine(session: SessionFile, world: World) -> list[str]:
+    """In what this machine's fingerprint differs from the session's; nothing: every bit is to be the same."""
+    return _differences(session.header["fingerprint"], fingerprint(world))
+
+
+def _differences(there: dict[str, Any], here: dict[str, Any]) -> list[str]:
+    return [
+        f"{_short(name)} is {_short(here.get(name, 'missing'))} here, {_short(there.get(name, 'missing'))} in the session"
+        for name in [*there, *(name for name in here if name not in there)]
+        if here.get(name, _MISSING) != there.get(name, _MISSING)
+    ]
+
+
+def _short(value: object) -> str:
+    text = ascii(value).strip("'")
+    return text if len(text) <= 60 else text[:24] + "…"
+
+
+def _png(pixels: np.ndarray) -> str | None:
+    """The picture without loss as PNG in base64; None for one that would be too large."""
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG", optimize=True)
+    return base64.b64encode(file.getvalue()).decode("ascii") if file.tell() <= MAX_PICTURE else None
+
+
+def _embedded(session: SessionFile, height: int, width: int) -> np.ndarray | None:
+    text = session.header["start"].get("png")
+    if text is None:
+        return None
+    try:
+        data = base64.b64decode(text if isinstance(text, str) else "!", validate=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
+                if image.size != (width, height) or image.mode != "RGB":  # before anything is unpacked
+                    raise ValueError(f"{image.size} {image.mode}")
+                return np.array(image)
+    except (binascii.Error, ValueError, OSError, SyntaxError, EOFError, Image.DecompressionBombError):
+        raise SessionError(f"{session.path}: the start picture in the file is damaged; give it with --start FILE") from None

@@ -1,0 +1,192 @@
+"""Sessions from end to end, in processes of their own: the same bits, and what is left after a kill."""
+
+from __future__ import annotations
+
+import json
+import random
+import time
+from pathlib import Path
+from typing import Any
+
+import imageio.v3 as iio
+import pytest
+
+from game import cli
+from game.film import inspect_film
+from game.names import part_of
+from game.sessionfile import SessionError, read_session
+from tests.child import kill_tree, spawn
+from tests.long import LONG, times
+from tests.tiny_world import write_tiny_world
+
+WALK = "w*2 w+l look(0.1,-0.7)*2 d idle s+look(-0.3,0.25) j*3 w"
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    def change(settings: dict[str, Any]) -> None:
+        settings["fps"] = 48  # a block in a quarter of a second
+
+    return write_tiny_world(tmp_path_factory.mktemp("tiny"), change=change)
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SDL_VIDEODRIVER", "dummy")
+
+
+def reverie(*arguments: object) -> int:
+    return cli.main([str(argument) for argument in arguments])
+
+
+def hashes(path: str) -> list[str | None]:
+    return [block.sha256 for block in read_session(Path(path)).blocks]
+
+
+def test_two_fresh_processes_a_window_and_a_replay_give_the_same_bits(
+    tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    count = times(4, 50)
+    play = ("--world", tiny, "--script", WALK, "--blocks", count, "--seed", 5)
+    processes = [spawn(tmp_path, *play, "--headless", "--session", f"{name}.session.jsonl") for name in "ab"]
+    processes += [spawn(tmp_path, *play, "--record", "window.mp4")]
+    for process in processes:
+        process.join(300)
+    assert [process.exitcode for process in processes] == [0, 0, 0], Path("said.txt").read_text()
+    expected = hashes("a.session.jsonl")
+    assert len(set(expected)) == count and hashes("b.session.jsonl") == expected == hashes("window.session.jsonl")
+    frames = 9 + 12 * (count - 1)
+    assert inspect_film(Path("window.mp4")).frames == frames == len(iio.imread("window.mp4"))
+
+    assert reverie("replay", "window.session.jsonl", "--world", tiny, "--verify") == 0
+    assert f"{count} blocks, every frame as recorded" in capsys.readouterr().out
+    assert reverie("--replay", "window.session.jsonl", "--world", tiny, "--record", "again.mp4") == 0
+    assert hashes("again.session.jsonl") == expected and inspect_film(Path("again.mp4")).frames == frames
+    assert reverie("render", "a.session.jsonl", "--world", tiny, "--out", "render.mp4") == 0
+    assert inspect_film(Path("render.mp4")).identity == read_session(Path("a.session.jsonl")).identity
+    assert (iio.imread("render.mp4") == iio.imread("window.mp4")).all()
+    assert reverie("replay", "a.session.jsonl", "--export", "walk.txt") == 0
+    assert reverie("replay", "walk.txt", "--world", tiny, "--seed", 5, "--headless", "--record", "script.mp4") == 0
+    assert hashes("script.session.jsonl") == expected
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: object, status: int = 2) -> str:
+    capsys.readouterr()
+    assert reverie(*arguments) == status
+    lines = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("loading ")]
+    assert len(lines) == 1 and lines[0].startswith("reverie: "), lines
+    return lines[0]
+
+
+def test_what_cannot_be_replayed_is_refused_with_the_difference(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    session = "walk.session.jsonl"
+    assert reverie("--world", tiny, "--headless", "--blocks", 2, "--record", "walk.mp4") == 0
+    assert "--world" in refused(capsys, "replay", session, "--verify")
+    assert "session" in refused(capsys, "replay", session, "--world", "garden", "--verify")
+    assert "fps is 16 here, 48 in the session" in refused(
+        capsys, "replay", session, "--world", _other(tmp_path / "a", 0, fps=16), "--verify"
+    )
+    line = refused(capsys, "replay", session, "--world", _other(tmp_path / "b", 1), "--verify")
+    assert "weights dit/dit.safetensors is " in line and "(and 1 more)" in line
+    assert "local_attn_size is 9 here, 15" in refused(
+        capsys, "render", session, "--out", "b.mp4", "--world", _other(tmp_path / "c", 0, window=9)
+    )
+    assert "exists already" in refused(capsys, "replay", session, "--world", tiny, "--headless", "--record", "walk.mp4")
+    assert "exists already" in refused(capsys, "--world", tiny, "--headless", "--session", session)
+    Path("walk.mp4").rename("other.mp4")
+    assert f"{session} exists already" in refused(capsys, "--world", tiny, "--headless", "--record", "walk.mp4")
+    assert "--script" in refused(capsys, "--replay", session, "--script", "w")
+    assert "no such file" in refused(capsys, "--replay", "gone.jsonl")
+    assert "not the film" in refused(capsys, "replay", session, "--world", tiny, "--verify", "--film", _film("x.mp4"))
+    Path("text.png").write_text("no picture")
+    assert "text.png" in refused(capsys, "replay", session, "--world", tiny, "--verify", "--start", "text.png")
+
+
+def _other(folder: Path, seed: int, fps: int = 48, window: int = 15) -> Path:
+    def change(settings: dict[str, Any]) -> None:
+        settings["fps"], settings["model"]["local_attn_size"] = fps, window
+
+    folder.mkdir()
+    return write_tiny_world(folder, change=change, seed=seed)
+
+
+def _film(name: str) -> str:
+    iio.imwrite(name, [[[[0, 0, 0]] * 16] * 16] * 3, fps=8, macro_block_size=2)
+    return name
+
+
+def test_a_difference_is_named_and_on_another_machine_it_is_best_effort(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert reverie("--world", tiny, "--headless", "--blocks", 4, "--record", "walk.mp4") == 0
+    lines = Path("walk.session.jsonl").read_text().splitlines()[:-1]
+    block = json.loads(lines[3])
+    wrong = json.dumps(block | {"sha256": "0" * 64})
+    Path("bad.session.jsonl").write_text("\n".join([*lines[:3], wrong, *lines[4:], ""]))
+    Path("walk.mp4").rename("bad.mp4")
+    capsys.readouterr()
+    assert reverie("replay", "bad.session.jsonl", "--world", tiny, "--verify") == 1
+    output = capsys.readouterr()
+    assert "first different block is block 2 (" in output.out and "dB from the film" in output.out and "stopped there" in output.out
+    assert "best effort" not in output.err
+
+    header = json.loads(lines[0])
+    header["fingerprint"]["processor"] = "An abacus"
+    Path("far.session.jsonl").write_text("\n".join([json.dumps(header), *lines[1:3], wrong, *lines[4:], ""]))
+    assert reverie("replay", "far.session.jsonl", "--world", tiny, "--verify") == 1
+    output = capsys.readouterr()
+    assert "best effort" in output.err and "An abacus" in output.err and "1 of 4 blocks differ" in output.out
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="finds the children of a process in /proc")
+def test_killed_at_any_moment_film_and_session_survive(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    generator = random.Random(time.time_ns() if LONG else 3)
+    for number in range(times(2, 20)):
+        folder = tmp_path / f"kill {number}"
+        folder.mkdir()
+        process = spawn(folder, "--world", tiny, "--record", "walk.mp4", "--script", WALK)
+        _wait_for_blocks(folder / "walk.session.jsonl", 2, process)
+        time.sleep(generator.uniform(0, 1.5))
+        kill_tree(process)
+        session, part = read_session(folder / "walk.session.jsonl"), part_of(folder / "walk.mp4")
+        assert session.end is None and len(session.blocks) >= 2
+        film = inspect_film(part)
+        assert film.identity == session.identity and len(iio.imread(part)) == film.frames
+        seen = sum(block.frames for block in session.blocks[:-1]) + 1  # of the newest block one frame is known to have been shown
+        assert seen - film.frames <= 12, (seen, film.frames)
+
+        said = _recover(folder, capsys)
+        assert f"{film.frames} frames" in said and not part.exists()
+        assert inspect_film(folder / "walk-recovered.mp4") == film
+        recovered = folder / "walk-recovered.session.jsonl"
+        assert read_session(recovered).blocks == session.blocks
+        assert reverie("replay", recovered, "--world", tiny, "--verify") == 0
+        assert "breaks off" in capsys.readouterr().out
+
+
+def _wait_for_blocks(path: Path, count: int, process: Any) -> None:
+    end = time.monotonic() + 120
+    while time.monotonic() < end and process.is_alive():
+        try:
+            if len(read_session(path).blocks) >= count:
+                return
+        except SessionError:
+            pass
+        time.sleep(0.02)
+    raise AssertionError("it never came to play: " + (path.parent / "said.txt").read_text())
+
+
+def _recover(folder: Path, capsys: pytest.CaptureFixture[str]) -> str:
+    """The next start: whatever else is asked for there, what was left is recovered first."""
+    capsys.readouterr()
+    assert reverie("--record", folder / "walk.mp4", "--world", "no-such-world") == 2
+    return next(line for line in capsys.readouterr().err.splitlines() if "recovered" in line)
+
+
+def test_one_count_and_flat_memory_over_a_long_session(tiny: Path, tmp_path: Path) -> None:
+    """Fast: a few seconds. The long one is `tests/hour.py`, which a person runs."""
+    from tests.hour import play
+
+    report = play(tiny, tmp_path, seconds=times(1, 120))
+    assert report.film == report.session == report.clock
+    assert report.session > 9
+    assert not LONG or abs(report.growth) < 0.02
