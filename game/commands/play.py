@@ -259,7 +259,7 @@ def _open_session(args: argparse.Namespace, config: WorldConfig, progress, heade
     progress(what, 1.0)
     if header is not None and args.session is not None:
         progress("hashes", 0.0)
-        header.fields = build_header(world, session, args.start)
+        header.fields = build_header(world, session, args.start, None if start is args.start else start, actions)
         progress("hashes", 1.0)
     return session
 
