@@ -295,7 +295,13 @@ def _fetch(args: argparse.Namespace) -> Path:
     if repo is None:
         here = "come with it" if config.weights.source is None else f"are not on huggingface.co but: {config.weights.source}"
         raise UsageError(f"--fetch: the weights of the world {config.name} {here}; play without --fetch")
-    return fetch(repo, list(dict.fromkeys((*config.weights.dit, *config.weights.vae, *config.weights.vision))))
+    names = {name: part for part in PARTS for name in getattr(config.weights, part)}
+    own = {  # what a yaml puts in the place of a published file lies beside it
+        name
+        for name, part in names.items()
+        if part in config.weights.added and any((folder / name).is_file() for folder in config.weight_folders(part))
+    }
+    return fetch(repo, [name for name in names if name not in own])
 
 
 def _script(args: argparse.Namespace, config: WorldConfig) -> Script | None:
