@@ -170,6 +170,8 @@ class Game:
                 self._help = not self._help
             case Command.SCREENSHOT if playing:
                 self._screenshot()
+            case Command.SAVE | Command.LOAD | Command.REWIND | Command.RESTART if self.replay:
+                self.window.toast("This is a replay: it plays what was played")
             case Command.SLOT:
                 self.saves.choose(self._events.slot)
             case Command.SAVE if playing:
@@ -184,8 +186,6 @@ class Game:
                 self._pause()
             case Command.STEP if playing and not self.rewinder.active:
                 self._step()
-            case Command.RESTART if self.replay:
-                self.window.toast("This is a replay: it plays what was played")
             case Command.RESTART if playing:
                 self.controls.drop_taps()
                 self.rewinder.forget()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from pathlib import Path
@@ -54,13 +54,19 @@ class Place:
 class ReplaySession:
     """An `engine.Session` that plays a plan: it restarts, rewinds and loads where that was done, and counts straight on.
 
-    ``snapshots`` are those the plan loads, by their sha256; ``start`` is the start picture, None for the world's own.
+    ``snapshots`` are those the plan loads, by their sha256; ``start`` is the start picture, None for the world's own, or the clip
+    it went on from, in which ``past`` was done.
     """
 
-    def __init__(self, session: Session, plan: Plan, start: np.ndarray | None = None, snapshots: Mapping[str, Any] | None = None) -> None:
+    last_frame = restored_from = None  # what a player shows before the first block, and where that goes on from: the plan knows
+
+    def __init__(
+        self, session: Session, plan: Plan, start: np.ndarray | None = None, snapshots: Mapping[str, Any] | None = None,
+        past: Sequence[Action] = (),
+    ) -> None:  # fmt: skip
         self.inner, self.plan = session, plan
         self.world = session.world
-        self._start = start
+        self._start, self._past = start, past
         self._snapshots = snapshots or {}
         self._next = 0
         self._epochs = list(dict.fromkeys(block.epoch for block in plan.blocks))
@@ -141,10 +147,12 @@ class ReplaySession:
 
     def _begin(self) -> None:
         """The first block of the session. Seed and picture are given anew: a load may have changed them."""
-        if any(origin.kind == "load" for origin in self._origins.values()):
-            self.inner.reset(self.plan.file.header["seed"], self.world.start_pixels() if self._start is None else self._start)
-        else:
-            self.inner.reset()
+        if not any(origin.kind == "load" for origin in self._origins.values()):
+            return self.inner.reset()
+        start = self.world.start_pixels() if self._start is None else self._start
+        self.inner.reset(self.plan.file.header["seed"], start[0] if start.ndim == 4 else start)
+        if start.ndim == 4:
+            self.inner.prefill(start, self._past)
 
 
 @dataclass(frozen=True)

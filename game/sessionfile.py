@@ -171,9 +171,30 @@ def _header(path: Path, first: bytes) -> dict[str, Any]:
             raise SessionError(f"{path}: line 1: {name} must be a {kind.__name__}, not {_show(header.get(name))}")
     if not 0 <= header["seed"] < 2**63:
         raise SessionError(f"{path}: line 1: seed must be from 0 to {2**63 - 1}, not {_show(header['seed'])}")
-    if not _HEX.fullmatch(str(header["start"].get("pixels"))):
-        raise SessionError(f"{path}: line 1: start.pixels must be a sha256, not {_show(header['start'].get('pixels'))}")
+    start = header["start"]
+    name = "snapshot" if "snapshot" in start else "pixels"
+    if not _HEX.fullmatch(str(start.get(name))):
+        raise SessionError(f"{path}: line 1: start.{name} must be a sha256, not {_show(start.get(name))}")
+    try:
+        past_of(header)
+    except _Wrong as wrong:
+        raise SessionError(f"{path}: line 1: start.clip: {wrong}") from None
     return header
+
+
+def past_of(header: dict[str, Any]) -> list[Action]:
+    """What was done in the clip that a session began with, block by block; nothing where there was none."""
+    clip = header["start"].get("clip", [])
+    if not isinstance(clip, list) or len(clip) > MAX_BLOCKS or not all(isinstance(block, dict) for block in clip):
+        raise _Wrong(f"must be a list of blocks, not {_show(clip)}")
+    return [_action(block) for block in clip]
+
+
+def _action(line: dict[str, Any]) -> Action:
+    keys, look = _list(line, "keys", str, MAX_KEYS), _numbers(line, "look", 2, 2)
+    if any(abs(value) > 1 for value in look):
+        raise _Wrong(f"look must lie in [-1, 1], not {_show(look)}")
+    return Action(frozenset(keys), (look[0], look[1]))
 
 
 class _Wrong(Exception):
@@ -185,6 +206,7 @@ class _Blocks:
 
     def __init__(self, session: SessionFile) -> None:
         self.session = session
+        self._begin = len(session.header["start"].get("clip", []))  # the first block after a start: 0 but for a clip
         self._spans: dict[int, tuple[int, int]] = {}  # of each epoch, its parents included: first block, last block + 1
         self._actions: dict[Action, Action] = {}  # one object for the many that are equal
 
@@ -194,10 +216,7 @@ class _Blocks:
             raise _Wrong(f"more than {MAX_BLOCKS} blocks")
         epoch, index = _whole(line, "epoch", MAX_EPOCH), _whole(line, "block", MAX_BLOCKS)
         origin = self._origin(line.get("origin"), epoch, index)
-        keys, look = _list(line, "keys", str, MAX_KEYS), _numbers(line, "look", 2, 2)
-        if any(abs(value) > 1 for value in look):
-            raise _Wrong(f"look must lie in [-1, 1], not {_show(look)}")
-        action = Action(frozenset(keys), (look[0], look[1]))
+        action = _action(line)
         mouse = None if line.get("mouse") is None else tuple(_numbers(line, "mouse", 2, 2))
         digest = line.get("sha256")
         if digest is not None and not (isinstance(digest, str) and _HEX.fullmatch(digest)):
@@ -205,9 +224,7 @@ class _Blocks:
         keyboard, frames = tuple(_numbers(line, "keyboard", 0, 256)), _whole(line, "frames", MAX_FRAMES)
         action = self._actions.setdefault(action, action)
         blocks.append(Played(epoch, index, action, keyboard, mouse, frames, digest, origin))
-        first = index if origin is not None and origin.kind == "load" else 0
-        if origin is not None and origin.kind == "rewind":
-            first = self._spans[origin.parent][0]
+        first = self._spans[origin.parent][0] if origin is not None and origin.kind == "rewind" else index
         self._spans[epoch] = (self._spans[epoch][0] if origin is None else first, index + 1)
 
     def _origin(self, found: object, epoch: int, index: int) -> Origin | None:
@@ -223,8 +240,8 @@ class _Blocks:
         kind, parent, snapshot = found.get("kind"), found.get("parent"), found.get("snapshot")
         if found.get("block") != index or isinstance(found["block"], bool):
             raise _Wrong(f"origin.block must be {index}, not {_show(found.get('block'))}")
-        if kind == "start" and index == 0 and parent is None and snapshot is None:
-            return Origin("start")
+        if kind == "start" and (index == 0 or index == self._begin or last is not None) and parent is None and snapshot is None:
+            return Origin("start", index)
         if kind == "rewind" and snapshot is None and type(parent) is int and parent in self._spans:
             first, end = self._spans[parent]
             if first <= index <= end:

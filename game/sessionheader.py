@@ -7,6 +7,7 @@ import binascii
 import hashlib
 import io
 import warnings
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from engine import NOISE, Session, World, WorldConfig, WorldError, fingerprint, settings
+from engine import NOISE, Action, Session, World, WorldConfig, WorldError, check_clip, clip_limit, fingerprint, settings
 from game import __version__
+from game.clip import read_clip
 from game.sessionfile import KIND, VERSION, SessionError, SessionFile, encode
 
 MAX_PICTURE = 1 << 20  # bytes a start picture may have to travel in the header
@@ -43,9 +45,14 @@ def replay_header(session: SessionFile, world: World) -> dict[str, Any]:
     return session.header | {"app": __version__, "begun": now, "fingerprint": fingerprint(world)}
 
 
-def build_header(world: World, session: Session, start: Path | None) -> dict[str, Any]:
-    """The header of a session about to be played from the picture ``start`` (None: the world's own). Reads every weight file."""
-    pixels = world.start_pixels(start)
+def build_header(
+    world: World, session: Session, start: Path | None, clip: np.ndarray | None = None, past: Sequence[Action] = ()
+) -> dict[str, Any]:  # fmt: skip
+    """The header of a session about to be played. Reads every weight file.
+
+    It begins from the picture ``start`` (None: the world's own), from the frames ``clip`` of the film ``start`` in which ``past`` was
+    done, or from the snapshot it was restored from.
+    """
     return {
         "reverie": KIND,
         "version": VERSION,
@@ -53,11 +60,7 @@ def build_header(world: World, session: Session, start: Path | None) -> dict[str
         "begun": datetime.now(UTC).isoformat(timespec="microseconds"),
         "world": world.config.name,
         "weights": world.weight_hashes(),
-        "start": {
-            "sha256": None if start is None else hashlib.sha256(start.read_bytes()).hexdigest(),
-            "pixels": pixels_hash(pixels),
-            "png": _png(pixels),
-        },
+        "start": _start(world, session, start, clip, past),
         "seed": session.seed,
         "noise": NOISE,
         "dtype": str(world.dtype).removeprefix("torch."),
@@ -66,17 +69,34 @@ def build_header(world: World, session: Session, start: Path | None) -> dict[str
     }
 
 
+def _start(world: World, session: Session, start: Path | None, clip: np.ndarray | None, past: Sequence[Action]) -> dict[str, Any]:
+    if getattr(session, "restored_from", None) is not None:
+        return {"snapshot": session.restored_from}
+    digest = None if start is None else hashlib.sha256(start.read_bytes()).hexdigest()
+    if clip is None:
+        pixels = world.start_pixels(start)
+        return {"sha256": digest, "pixels": pixels_hash(pixels), "png": _png(pixels)}
+    blocks, used = check_clip(clip, world.config.clock)
+    done = [*past, *[Action()] * (blocks - len(past))]
+    actions = [{"keys": sorted(action.keys), "look": list(action.look)} for action in done]
+    return {"sha256": digest, "pixels": pixels_hash(clip[:used]), "png": None, "clip": actions}
+
+
 def pixels_hash(pixels: np.ndarray) -> str:
-    """sha256 of a start picture as the model sees it: uint8 `[H, W, 3]`, row by row."""
+    """sha256 of a start picture or clip as the model sees it: uint8 `[..., H, W, 3]`, row by row."""
     return hashlib.sha256(np.ascontiguousarray(pixels).data).hexdigest()
 
 
 def start_of(session: SessionFile, world: World, given: Path | None) -> np.ndarray | None:
     """The start picture of a session: ``given`` by the user, out of the header, or the world's own (None). Checked by its hash.
 
-    Raises SessionError when it is not there, or not the one.
+    Of a session that went on from a clip it is that clip. Raises SessionError when it is not there, or not the one.
     """
+    if "snapshot" in session.header["start"]:
+        return None
     wanted = session.header["start"]["pixels"]
+    if "clip" in session.header["start"]:
+        return _clip(session, world, given, wanted)
     if given is not None:
         pixels = world.start_pixels(given)
         if pixels_hash(pixels) != wanted:
@@ -95,6 +115,18 @@ def start_of(session: SessionFile, world: World, given: Path | None) -> np.ndarr
     if pixels_hash(pixels) != wanted:
         raise SessionError(f"{session.path}: the start picture in the file is damaged; give it with --start FILE")
     return pixels
+
+
+def _clip(session: SessionFile, world: World, given: Path | None, wanted: str) -> np.ndarray:
+    """The frames of the clip that go in front of the session, uint8 `[F, H, W, 3]`."""
+    if given is None:
+        raise SessionError(f"{session.path}: went on from a clip (sha256 of its pixels {wanted[:12]}…); give it with --start FILE")
+    config = world.config
+    frames = read_clip(given, config.height, config.width, clip_limit(config.clock)).frames
+    blocks, used = check_clip(frames, config.clock)
+    if blocks != len(session.header["start"]["clip"]) or pixels_hash(frames[:used]) != wanted:
+        raise SessionError(f"--start {given}: is not the clip {session.path} went on from (sha256 of its pixels {wanted[:12]}…)")
+    return frames[:used]
 
 
 def check_settings(session: SessionFile, config: WorldConfig) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import imageio.v3 as iio
 import pytest
 
+from engine import World
 from game import cli
 from game.film import inspect_film
 from game.names import part_of
@@ -111,8 +112,8 @@ def _other(folder: Path, seed: int, fps: int = 48, window: int = 15) -> Path:
     return write_tiny_world(folder, change=change, seed=seed)
 
 
-def _film(name: str) -> str:
-    iio.imwrite(name, [[[[0, 0, 0]] * 16] * 16] * 3, fps=8, macro_block_size=2)
+def _film(name: str, count: int = 3) -> str:
+    iio.imwrite(name, [[[[0, 0, 0]] * 32] * 16] * count, fps=8, macro_block_size=2)
     return name
 
 
@@ -135,6 +136,25 @@ def test_a_difference_is_named_and_on_another_machine_it_is_best_effort(tiny: Pa
     assert reverie("replay", "far.session.jsonl", "--world", tiny, "--verify") == 1
     output = capsys.readouterr()
     assert "best effort" in output.err and "An abacus" in output.err and "1 of 4 blocks differ" in output.out
+
+
+def test_sessions_that_go_on_from_a_clip_or_a_saved_game(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert reverie("--world", tiny, "--headless", "--script", WALK, "--blocks", 2, "--record", "clip.mp4") == 0
+    play = ("--world", tiny, "--headless", "--blocks", 2)
+    assert reverie(*play, "--start", "clip.mp4", "--actions", "clip.session.jsonl", "--session", "a.session.jsonl") == 0
+    assert read_session(Path("a.session.jsonl")).blocks[0].index == 2
+    verify = ("--world", tiny, "--verify")
+    assert "give it with --start" in refused(capsys, "replay", "a.session.jsonl", *verify)
+    assert "not the clip" in refused(capsys, "replay", "a.session.jsonl", *verify, "--start", _film("x.mp4", count=9))
+    assert reverie("replay", "a.session.jsonl", *verify, "--start", "clip.mp4") == 0
+
+    session = World.load(tiny).session(4)
+    session.step()
+    session.snapshot().save("saved.safetensors")
+    assert reverie(*play, "--load", "saved.safetensors", "--session", "b.session.jsonl") == 0
+    assert read_session(Path("b.session.jsonl")).blocks[0].index == 1
+    assert "--snapshot" in refused(capsys, "replay", "b.session.jsonl", *verify)
+    assert reverie("replay", "b.session.jsonl", *verify, "--snapshot", "saved.safetensors") == 0
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="finds the children of a process in /proc")

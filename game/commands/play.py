@@ -133,11 +133,8 @@ def _check(args: argparse.Namespace) -> None:
             raise UsageError("--load takes the seed of the saved game: leave --seed away")
         if not args.load.is_file():
             raise UsageError(f"--load {args.load}: {'is a folder, not a saved game' if args.load.is_dir() else 'no such file'}")
-    clip = args.start is not None and is_clip(args.start)
-    if clip and args.session is not None:
-        raise UsageError("--session: a game that begins with a clip cannot be replayed yet; --record films it")
     if args.record is not None:
-        args.session = None if clip else args.session or session_beside(args.record)
+        args.session = args.session or session_beside(args.record)
         check_record(args.record, args.overwrite, args.session)
     elif args.session is not None:
         check_new("--session", args.session, args.overwrite)
@@ -259,7 +256,7 @@ def _open_session(args: argparse.Namespace, config: WorldConfig, progress, heade
     progress(what, 1.0)
     if header is not None and args.session is not None:
         progress("hashes", 0.0)
-        header.fields = build_header(world, session, args.start)
+        header.fields = build_header(world, session, args.start, None if start is args.start else start, actions)
         progress("hashes", 1.0)
     return session
 

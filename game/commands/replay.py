@@ -200,9 +200,10 @@ def film_of(given: Path | None, file: SessionFile) -> Path | None:
 
 def open_replay(args: argparse.Namespace, plan: Plan, config: WorldConfig, progress: Any, header: Header | None = None) -> ReplaySession:
     """Load the world, check that it is the session's, and begin."""
-    from engine import World
+    from engine import Snapshot, World
     from game.commands.play import PARTS
     from game.replay import ReplaySession
+    from game.sessionfile import SessionError, past_of
     from game.sessionheader import check_weights, replay_header, start_of
 
     pin_as_recorded(plan.file)
@@ -210,22 +211,32 @@ def open_replay(args: argparse.Namespace, plan: Plan, config: WorldConfig, progr
         config,
         weights=args.weights,
         device=args.device,
-        dtype=args.dtype,
+        dtype=args.dtype or _dtype_of(plan.file),
         progress=lambda part, done: progress(PARTS.get(part, part), done),
     )
     progress("hashes", 0.0)
     check_weights(plan.file, world)
     progress("start picture", 0.0)
-    start = start_of(plan.file, world, args.start)
-    session = world.session(plan.file.header["seed"], start)
-    snapshots = {}
-    for path in args.snapshot:
-        snapshot = session.read_snapshot(path)
-        snapshots[snapshot.sha256] = snapshot
+    start, past = start_of(plan.file, world, args.start), past_of(plan.file.header)
+    snapshots = {snapshot.sha256: snapshot for snapshot in (Snapshot.load(path, world) for path in args.snapshot)}
+    begun = plan.file.header["start"].get("snapshot")
+    if begun is None:
+        session = world.session(plan.file.header["seed"], start, past)
+    elif begun in snapshots:
+        session = world.resume(snapshots[begun])
+    else:
+        raise SessionError(f"{plan.file.path}: goes on from a snapshot (sha256 {begun[:12]}…); give its file with --snapshot FILE")
     if header is not None:
         header.fields = replay_header(plan.file, world)
     progress("start picture", 1.0)
-    return ReplaySession(session, plan, start, snapshots)
+    return ReplaySession(session, plan, start, snapshots, past)
+
+
+def _dtype_of(file: SessionFile) -> str | None:
+    """The dtype the session was played in, if this program knows it."""
+    from game.commands.play import DTYPES
+
+    return file.header["dtype"] if file.header["dtype"] in DTYPES else None
 
 
 def pin_as_recorded(file: SessionFile) -> None:
