@@ -125,7 +125,7 @@ class World:
         vision = self.config.vision
         tokens = None if vision is None else torch.zeros(1, vision.num_tokens, vision.dim, device=self.device, dtype=self.dtype)
         latents = encode_start(self.vae, grey, latents=2)  # the encoder's two shapes: one frame, then a latent's worth
-        Session(self, 0, StartCondition(latents, self.config.vae.temporal_ratio, tokens)).step(IDLE)
+        Session(self, 0, StartCondition(latents, self.config.vae.temporal_ratio, tokens), rewind_mb=0).step(IDLE)
         self._warm = True
 
     def start_pixels(self, start: Picture | None = None) -> np.ndarray:
