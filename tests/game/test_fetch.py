@@ -156,10 +156,14 @@ def test_a_dropped_connection_goes_on_where_it_was(hub: FakeHub, capfd: pytest.C
 def test_the_next_try_goes_on_where_the_last_one_broke_off(hub: FakeHub) -> None:
     hub.repos["me/again"] = {"a.safetensors": numbers(64000)}
     hub.breaks, hub.status = [20_000], []
+    calls = []
 
     def fail_after_the_first(handler: Handler) -> None:
-        get(handler)
-        hub.status = [500] * 20
+        calls.append(handler.path)
+        if len(calls) == 1:
+            get(handler)
+        else:
+            handler.send_error(500)
 
     get = Handler.do_GET
     Handler.do_GET = fail_after_the_first  # type: ignore[method-assign]
