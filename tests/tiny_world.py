@@ -67,8 +67,10 @@ def write_tiny_world(folder: Path, name: str = "tiny", change: Callable[[dict[st
     Image.fromarray(picture.numpy()).save(folder / "start.png")
     config = load_config(path)
     generator = torch.Generator().manual_seed(seed)
-    save_file(random_weights(DiT(config.model), generator), folder / settings["weights"]["dit"][0])
-    save_file(random_weights(VAE(config.vae), generator), folder / settings["weights"]["vae"][0])
+    with torch.random.fork_rng(devices=[]):  # modules draw their start values from torch's own generator
+        torch.manual_seed(seed)
+        save_file(random_weights(DiT(config.model), generator), folder / settings["weights"]["dit"][0])
+        save_file(random_weights(VAE(config.vae), generator), folder / settings["weights"]["vae"][0])
     return path
 
 
