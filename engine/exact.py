@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from engine.world import World
 
 NOISE = "blake2b(seed/block/step) to torch.randn on the cpu, float32; 1"  # raise the number when any of it changes
-_SPOKEN = {"name", "file", "title", "about", "does", "start", "weights", "dtype"}  # settings that change no number, or are told elsewhere
+# Settings that change no number, or are told elsewhere.
+_SPOKEN = {"name", "file", "title", "about", "does", "start", "seed", "weights", "dtype"}
 
 Plain = str | int | float | bool | None | list["Plain"] | dict[str, "Plain"]
 

@@ -36,13 +36,14 @@ def actions_of(path: Path, space: ActionSpace, blocks: int) -> list[Action]:
     """What was done during the first ``blocks`` blocks, from a script of words or a session file; idle where it has ended.
 
     Of a session with rewinds that is the line of play that led to its end. Raises ScriptError or SessionError for a file that is
-    neither, ScriptError for keys the world does not have, UsageError for a session that went on from a saved game.
+    neither, ScriptError for keys the world does not have, UsageError for a session whose beginning is not in it.
     """
     if looks_like_session(path):
         file = read_session(path)
         line = file.lineage(file.blocks[-1].epoch) if file.blocks else []
         if line and line[0].index:
-            raise UsageError(f"--actions {path}: that session went on from a saved game at block {line[0].index}, its beginning is missing")
+            first = line[0].index
+            raise UsageError(f"--actions {path}: that session went on from a saved game or a clip, its first {first} blocks are not in it")
         actions = [block.action for block in line[:blocks]]
     else:
         script = read_script(str(path), space.keys)

@@ -155,8 +155,7 @@ def _play_without_display(args: argparse.Namespace, problem: str) -> int:
     if args.record is None:
         tell_recovered(absolute(Path()))
         args.record = free_name("reverie-demo")
-        clip = args.start is not None and is_clip(args.start)
-        args.session = None if clip else args.session or session_beside(args.record)
+        args.session = args.session or session_beside(args.record)
         check_record(args.record, overwrite=False, session=args.session)
     what = "the demo walk" if args.script is None else "the script"
     print(f"reverie: no display ({problem}), so {what} is played into {args.record} instead", file=sys.stderr)
