@@ -41,7 +41,7 @@ class Saves:
         if self._saving:
             self._tell("Still saving")
             return
-        self._saving, path, slot = True, self.path(self.slot), self.slot
+        self._saving, path, slot = True, self.path(self.slot).absolute(), self.slot  # where it is now, whatever happens meanwhile
 
         def run(session: Session) -> None:
             snapshot = session.snapshot()
@@ -69,13 +69,13 @@ class Saves:
 
     def _write(self, snapshot: Snapshot, path: Path, slot: int) -> None:
         try:
-            self.folder.mkdir(exist_ok=True)
+            path.parent.mkdir(exist_ok=True)
             snapshot.save(path)
         except Exception as error:
             self._not_saved(error)
         else:
             self._saving = False
-            self._tell(f"Saved in slot {slot}: {path}")
+            self._tell(f"Saved in slot {slot}: {self.folder / path.name}")
 
     def _read(self, session: Session, path: Path, slot: int) -> None:
         try:
