@@ -22,7 +22,7 @@ from training.flow_sign import motion
 from training.latents import FULL_LOOK
 from training.simulator import FPS, Pose, is_free, random_poses, render, step
 
-SEED = 990_000  # trainers use seeds below 10,000
+SEED = 990_000  # trainers use seeds below 900,000
 WALK_BLOCKS = 6  # 69 frames: past four seconds
 AXES = {"w": 2, "s": 2, "a": 0, "d": 0, "j": 0, "l": 0, "i": 1, "k": 1}  # what a key moves: horizontal, vertical, zoom
 

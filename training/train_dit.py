@@ -113,6 +113,7 @@ def main() -> None:
     parser.add_argument("--first-clips", type=int, default=160, help="clips encoded before the first step")
     parser.add_argument("--grow-every", type=int, default=4, help="steps between two batches of four new clips")
     parser.add_argument("--most-clips", type=int, default=20000)
+    parser.add_argument("--seed", type=int, default=0, help="0 to 80: other walks, other noise")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--no-compile", action="store_true")
     parser.add_argument("--start-from", type=Path, help="a run's folder, its last.pt, or exported safetensors")
@@ -123,10 +124,11 @@ def main() -> None:
     dit = garden_dit().to(device)
     guide = PoseGuide(dit, args.guided_layer).to(device)
     trainee = Trainee(dit, run, args.lr, args.lr / 2, 0.998, (*ADAMW, "read"), args.start_from, helper=guide)
-    torch.manual_seed(3000 + run.step)
-    generator = torch.Generator().manual_seed(4000 + run.step)
+    seed = 10_000 * args.seed + run.step
+    torch.manual_seed(3000 + seed)
+    generator = torch.Generator().manual_seed(4000 + seed)
     print(f"{sum(p.numel() for p in dit.parameters()) / 1e6:.2f} M parameters", flush=True)
-    maker = ClipMaker(load_garden_vae(args.vae).to(device), 5000 + run.step, device, not args.no_compile)
+    maker = ClipMaker(load_garden_vae(args.vae).to(device), 5000 + seed, device, not args.no_compile)
     stored = args.out / "clips.safetensors"
     clips = Clips.load(stored) if stored.exists() else maker.make(2)
     while len(clips) < args.first_clips:
