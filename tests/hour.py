@@ -1,6 +1,7 @@
 """An hour of play without a window, recorded: is memory flat, does the rate hold, do film, session file and clock agree?
 
 python -m tests.hour                    # 60 minutes of the garden, as fast as it goes
+python -m tests.hour --pace             # at its native rate, as it is played
 python -m tests.hour --seconds 600 --world garden --keep out/
 """
 
@@ -36,20 +37,27 @@ class Report:
     clock: int
     growth: float
     rates: tuple[float, ...]  # of each tenth of the time
+    late: int  # blocks
 
 
 class Samples:
-    """A sink that notes time and memory at every block."""
+    """A sink that notes time and memory at every block; paced, it waits until the block would be on screen."""
 
-    def __init__(self, seconds: float) -> None:
+    def __init__(self, seconds: float, pace: bool = False) -> None:
         self.frames = 0
-        self.seconds = seconds
+        self.late = 0  # blocks that came after their time; paced only
+        self.seconds, self.pace = seconds, pace
         self.notes: list[tuple[float, int, int]] = []  # (seconds since the first block, frames, bytes resident)
 
     def open(self, config: WorldConfig) -> None:
+        self._fps = config.fps
         self._began = time.perf_counter()
 
     def write(self, block: Block) -> None:
+        if self.pace:
+            spare = self._began + self.frames / self._fps - time.perf_counter()
+            self.late += spare < 0 and self.frames > 0
+            time.sleep(max(0.0, spare))
         self.frames += len(block.frames)
         self.notes.append((time.perf_counter() - self._began, self.frames, resident()))
 
@@ -66,13 +74,13 @@ def resident() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
 
 
-def play(world_name: str | Path, folder: Path, seconds: float) -> Report:
-    """Play for so long, recording into ``folder``."""
+def play(world_name: str | Path, folder: Path, seconds: float, pace: bool = False) -> Report:
+    """Play for so long, recording into ``folder``; with ``pace`` at the world's rate."""
     world = World.load(world_name)
     session = world.session(seed=1)
     header = Header()
     header.fields = build_header(world, session, None)
-    film, samples = Recorder(folder / "hour.mp4", identity=header.identity), Samples(seconds)
+    film, samples = Recorder(folder / "hour.mp4", identity=header.identity), Samples(seconds, pace)
     sinks = [Background(SessionSink(folder / "hour.session.jsonl", header.get), wait=True), Background(film, wait=True), samples]
     script = demo_script(world.config.actions.keys) if seconds > 10 else Script([(Action("w"), 1)], endless=True)
     play_headless(session, world.config, script, 10**9, sinks, stop=lambda: samples.over)
@@ -86,20 +94,23 @@ def play(world_name: str | Path, folder: Path, seconds: float) -> Report:
     )
     counted = sum(block.frames for block in read_session(folder / "hour.session.jsonl").blocks)
     growth = float(np.median(memory[-max(1, len(memory) // 10) :]) / np.median(settled) - 1)
-    return Report(inspect_film(folder / "hour.mp4").frames, counted, session.clock.frames.start, growth, rates)
+    return Report(inspect_film(folder / "hour.mp4").frames, counted, session.clock.frames.start, growth, rates, samples.late)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--world", default="garden")
     parser.add_argument("--seconds", type=float, default=3600.0)
+    parser.add_argument("--pace", action="store_true", help="play at the world's native rate")
     parser.add_argument("--keep", type=Path, metavar="DIR", help="leave film and session file here")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        report = play(args.world, args.keep or Path(folder), args.seconds)
+        report = play(args.world, args.keep or Path(folder), args.seconds, args.pace)
     print(f"frames: film {report.film}, session file {report.session}, clock {report.clock}")
     print(f"memory at the end against that after a minute: {report.growth:+.2%}")
     print("frames a second, tenth by tenth: " + " ".join(f"{rate:.1f}" for rate in report.rates))
+    if args.pace:
+        print(f"blocks that came too late: {report.late}")
     ok = report.film == report.session == report.clock and abs(report.growth) <= 0.02
     print("as promised" if ok else "NOT as promised")
     raise SystemExit(0 if ok else 1)
