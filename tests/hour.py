@@ -77,7 +77,7 @@ def resident() -> int:
 def play(world_name: str | Path, folder: Path, seconds: float, pace: bool = False) -> Report:
     """Play for so long, recording into ``folder``; with ``pace`` at the world's rate."""
     world = World.load(world_name)
-    session = world.session(seed=1)
+    session = world.session(seed=1, rewind_mb=0)  # as headless play has it
     header = Header()
     header.fields = build_header(world, session, None)
     film, samples = Recorder(folder / "hour.mp4", identity=header.identity), Samples(seconds, pace)

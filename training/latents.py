@@ -45,6 +45,10 @@ class Clips:
         joined = {f.name: torch.cat([getattr(self, f.name), getattr(other, f.name)]) for f in fields(self) if f.name != "settled"}
         return Clips(**joined, settled=self.settled)
 
+    def newest(self, count: int) -> Clips:
+        kept = {f.name: getattr(self, f.name)[-count:] for f in fields(self) if f.name != "settled"}
+        return Clips(**kept, settled=self.settled)
+
     def save(self, path: Path) -> None:
         save_file({f.name: getattr(self, f.name).contiguous() for f in fields(self)}, path)
 

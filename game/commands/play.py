@@ -53,7 +53,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     play = parser.add_argument_group("playing")
     play.add_argument("--blocks", type=whole(1, MAX_BLOCKS), metavar="N", help="end after N blocks")
     play.add_argument("--script", metavar="WORDS", help='actions instead of the keyboard, as words or a file of them: "w*3 w+l*2 idle j*4"')
-    play.add_argument("--rewind-mb", type=whole(0, 10**6), default=REWIND_MB, metavar="N", help=f"memory to rewind with ({REWIND_MB})")
+    play.add_argument("--rewind-mb", type=whole(0, 10**6), metavar="N", help=f"memory to rewind with ({REWIND_MB}; headless 0)")
     play.add_argument("--replay", type=Path, metavar="FILE", help="a session that was recorded, once more (see reverie replay --help)")
     play.add_argument("--headless", action="store_true", help="no window, as fast as it goes; plays a demo walk unless there is a script")
     out = parser.add_argument_group("keeping it")
@@ -94,6 +94,8 @@ def run(args: argparse.Namespace) -> int:
 
         return replay.run_for_play(args)
     args.world = args.world or "garden"
+    if args.rewind_mb is None:
+        args.rewind_mb = 0 if args.headless else REWIND_MB  # without a window nobody goes back, and memory stays flat at once
     _check(args)
     if args.list:
         return _list(args)
