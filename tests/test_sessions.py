@@ -6,9 +6,11 @@ import json
 import random
 import time
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import imageio.v3 as iio
+import pygame
 import pytest
 
 from engine import World
@@ -210,3 +212,53 @@ def test_one_count_and_flat_memory_over_a_long_session(tiny: Path, tmp_path: Pat
     assert report.film == report.session == report.clock
     assert report.session > 9
     assert not LONG or abs(report.growth) < 0.02
+
+
+def test_a_game_that_was_rewound_saved_and_loaded_replays(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The real window and world, with keys pressed from beside; every branch is computed again from the session file."""
+    path = Path("walk.session.jsonl")
+    hands = Thread(target=_rewind_save_and_load, args=(path,), daemon=True)
+    hands.start()
+    assert reverie("--world", tiny, "--record", "walk.mp4", "--script", WALK + " w*400", "--blocks", 400) == 0
+    hands.join(10)
+    session = read_session(path)
+    kinds = [block.origin.kind for block in session.blocks if block.origin is not None]
+    assert kinds == ["start", "rewind", "load", "start"]
+    assert session.end == "left"
+    saved = next(Path("reverie-saves").glob("*-1.safetensors"))
+    capsys.readouterr()
+    assert reverie("replay", path, "--world", tiny, "--verify", "--snapshot", saved) == 0
+    assert f"{len(session.blocks)} blocks, every frame as recorded" in capsys.readouterr().out
+
+
+def _rewind_save_and_load(path: Path) -> None:
+    def wait(kind: str, count: int, epochs: int) -> None:
+        """Until the newest of so many epochs is of that kind and has so many blocks."""
+        end = time.monotonic() + 60
+        while time.monotonic() < end:
+            try:
+                blocks = read_session(path).blocks
+            except SessionError:
+                blocks = []
+            began = [i for i, block in enumerate(blocks) if block.origin is not None]
+            if len(began) == epochs and blocks[began[-1]].origin.kind == kind and len(blocks) - began[-1] >= count:
+                return
+            time.sleep(0.05)
+
+    def key(which: int, kind: int = pygame.KEYDOWN) -> None:
+        pygame.event.post(pygame.event.Event(kind, key=which, scancode=0, mod=0, unicode=""))
+
+    wait("start", 6, 1)
+    key(pygame.K_BACKSPACE)
+    time.sleep(0.7)
+    key(pygame.K_BACKSPACE, pygame.KEYUP)
+    wait("rewind", 3, 2)
+    key(pygame.K_F2)
+    end = time.monotonic() + 60
+    while not list(Path("reverie-saves").glob("*-1.safetensors")) and time.monotonic() < end:
+        time.sleep(0.02)
+    key(pygame.K_F4)
+    wait("load", 3, 3)
+    key(pygame.K_RETURN)
+    wait("start", 3, 4)
+    pygame.event.post(pygame.event.Event(pygame.QUIT))

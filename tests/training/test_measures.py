@@ -1,0 +1,57 @@
+"""The measures measure: what the simulator itself would get, and what a world that does nothing would."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from engine import Action, load_config
+from training import measures
+from training.simulator import rollout
+
+
+class Perfect:
+    """A world that is the simulator; ``lazy`` ones show their first picture for ever."""
+
+    def __init__(self, count: int, seed: int, lazy: bool = False) -> None:
+        self.config, self.lazy, self.places = load_config("garden"), lazy, measures.starts(count, seed)
+
+    def session(self, seed: int = 0, start: np.ndarray | None = None, rewind_mb: float = 0) -> SimpleNamespace:
+        pose = next(p for p, picture in self.places if same(picture, start))
+        state = {"pose": pose, "block": 0}
+
+        def step(action: Action) -> np.ndarray:
+            poses = measures.walk(self, state["pose"], [Action()] * bool(state["block"]) + [action])
+            poses = poses[measures.FIRST :] if state["block"] else poses
+            state["pose"], state["block"] = poses[-1], 1
+            frames = measures.pictures(poses[:-1])
+            return np.broadcast_to(start, frames.shape) if self.lazy else frames
+
+        return SimpleNamespace(step=step)
+
+
+def same(a: np.ndarray, b: np.ndarray) -> bool:
+    return bool((a == b).all())
+
+
+def test_a_walk_is_the_simulators() -> None:
+    world = Perfect(1, measures.SEED)
+    pose, picture = world.places[0]
+    frames = measures.simulate(world, pose, [Action(frozenset("wl"))] * 2)
+    keyboard = torch.tensor([1.0, 0, 0, 0]).repeat(1, 20, 1)
+    mouse = torch.tensor([0.0, 0.1]).repeat(1, 20, 1)
+    assert same(frames, rollout(pose, keyboard, mouse)[0][0].permute(0, 2, 3, 1).numpy()) and same(frames[0], picture)
+
+
+def test_a_perfect_world_is_true_and_obeys_and_a_lazy_one_does_not() -> None:
+    table = measures.faithful(Perfect(2, measures.SEED), 2, seconds=(1,))
+    assert table["psnr_1s"] > 60 and table["repeat_first_1s"] < 25 and table["idle_1s"] > 60
+    lazy = measures.faithful(Perfect(2, measures.SEED, lazy=True), 2, seconds=(1,))
+    assert lazy["psnr_1s"] == pytest.approx(lazy["repeat_first_1s"])
+
+
+def test_holding_still_is_quiet() -> None:
+    assert measures.quiet(Perfect(1, measures.SEED + 5), 1, 0.1) == {"mean_drift": 0.0, "worst_drift": 0.0, "brightness_drift": 0.0}
