@@ -23,11 +23,12 @@ except ImportError:  # Windows, where a file that is open cannot be renamed anyw
     fcntl = None
 
 IDENTITY = "reverie session "  # in a film's comment, followed by the sha256 of its session's header
+WITH_HUD = "with hud "  # between the two, where the pictures are not the world's alone
 MAX_PARTS = 20  # looked at in one folder
 INSPECT_SECONDS = 120
 
 _FRAMES = re.compile(rb"frame=\s*([0-9]+)")
-_COMMENT = re.compile(rb"comment\s*: " + IDENTITY.encode() + rb"([0-9a-f]{64})?\s")
+_COMMENT = re.compile(rb"comment\s*: " + IDENTITY.encode() + rb"(" + WITH_HUD.encode() + rb")?([0-9a-f]{64})?\s")
 
 
 class FilmError(ValueError):
@@ -40,6 +41,7 @@ class Film:
 
     frames: int
     identity: str | None
+    hud: bool = False
 
 
 @cache
@@ -79,7 +81,8 @@ def inspect_film(path: Path) -> Film:
     except subprocess.TimeoutExpired:
         return Film(0, None)
     frames, comment = _FRAMES.findall(done.stderr), _COMMENT.search(done.stderr)
-    return Film(int(frames[-1]) if frames else 0, None if comment is None else (comment[1] or b"").decode())
+    count = int(frames[-1]) if frames else 0
+    return Film(count, None) if comment is None else Film(count, (comment[2] or b"").decode(), comment[1] is not None)
 
 
 def read_film(path: Path, height: int, width: int) -> Iterator[np.ndarray]:

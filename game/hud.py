@@ -52,11 +52,28 @@ def text_size(surface: pygame.Surface) -> int:
 
 def draw_hud(surface: pygame.Surface, state: HudState) -> None:
     """Numbers in the upper left corner; key caps and the look stick at the bottom."""
-    _draw_numbers(surface, state)
+    draw_numbers(
+        surface,
+        [
+            ("fps", f"{state.fps:.1f} of {state.native_fps:g}"),
+            ("block made in", milliseconds(state.generation)),
+            ("action to picture", milliseconds(state.action_latency)),
+            ("key to picture", milliseconds(state.input_latency)),
+            ("underruns", str(state.underruns)),
+            ("block, frame", f"{state.block}, {state.frame}"),
+        ],
+        alert="underruns" if state.underruns else "",
+    )
+    draw_controls(surface, state.keys, state.acting, state.held, state.look)
+
+
+def draw_controls(
+    surface: pygame.Surface, keys: tuple[str, ...], acting: frozenset[str], held: frozenset[str], look: tuple[float, float] | None
+) -> None:
+    """Key caps and the look stick along the lower edge; ``acting``, ``held`` and ``look`` as in `HudState`."""
     unit = round(text_size(surface) * 1.7)
-    clusters = key_clusters(state.keys)
     right = surface.get_width() - unit // 2
-    for number, cluster in enumerate(clusters):
+    for number, cluster in enumerate(key_clusters(keys)):
         left_most = min(x for x, _ in cluster.values())
         width = (max(x for x, _ in cluster.values()) - left_most + 1) * unit
         bottom_row = max(y for _, y in cluster.values())
@@ -64,11 +81,11 @@ def draw_hud(surface: pygame.Surface, state: HudState) -> None:
         for key, (column, row) in cluster.items():
             place = pygame.Rect(0, 0, unit - 4, unit - 4)
             place.topleft = round(x + (column - left_most) * unit), round(surface.get_height() - unit * 1.5 - (bottom_row - row) * unit)
-            _draw_cap(surface, place, key, key in state.acting, key in state.held)
+            _draw_cap(surface, place, key, key in acting, key in held)
         if number > 0:
             right -= round(width + unit * 0.7)
-    if state.look is not None:
-        _draw_stick(surface, (right - unit, surface.get_height() - round(unit * 1.55)), unit, state.look)
+    if look is not None:
+        _draw_stick(surface, (right - unit, surface.get_height() - round(unit * 1.55)), unit, look)
 
 
 def key_clusters(keys: tuple[str, ...]) -> list[dict[str, tuple[float, float]]]:
@@ -167,16 +184,9 @@ def draw_loading(surface: pygame.Surface, title: str, words: str, part: float | 
     surface.blit(text, text.get_rect(midtop=(middle[0], bar.bottom + size // 2)))
 
 
-def _draw_numbers(surface: pygame.Surface, state: HudState) -> None:
+def draw_numbers(surface: pygame.Surface, lines: list[tuple[str, str]], alert: str = "") -> None:
+    """Names and values in the upper left corner; the value of the line named ``alert`` stands out."""
     size = text_size(surface)
-    lines = [
-        ("fps", f"{state.fps:.1f} of {state.native_fps:g}"),
-        ("block made in", _milliseconds(state.generation)),
-        ("action to picture", _milliseconds(state.action_latency)),
-        ("key to picture", _milliseconds(state.input_latency)),
-        ("underruns", str(state.underruns)),
-        ("block, frame", f"{state.block}, {state.frame}"),
-    ]
     line = round(size * 1.15)
     names = max(font(size).size(name)[0] for name, _ in lines) + size // 2
     width = names + max(font(size).size(value)[0] for _, value in [*lines, ("", "16.0 of 16")]) + size
@@ -184,8 +194,7 @@ def _draw_numbers(surface: pygame.Surface, state: HudState) -> None:
     for number, (name, value) in enumerate(lines):
         y = size + number * line
         surface.blit(font(size).render(name, True, DIM), (size, y))
-        color = ALERT if name == "underruns" and state.underruns else INK
-        surface.blit(font(size).render(value, True, color), (size + names, y))
+        surface.blit(font(size).render(value, True, ALERT if name == alert else INK), (size + names, y))
 
 
 def _draw_cap(surface: pygame.Surface, place: pygame.Rect, key: str, acting: bool, held: bool) -> None:
@@ -220,7 +229,7 @@ def _draw_stick(surface: pygame.Surface, middle: tuple[int, int], radius: int, l
     pygame.draw.circle(surface, ACCENT if reach else DIM, point, max(3, radius // 6))
 
 
-def _milliseconds(seconds: float | None) -> str:
+def milliseconds(seconds: float | None) -> str:
     return "–" if not seconds else f"{seconds * 1000:.0f} ms"
 
 

@@ -40,6 +40,7 @@ class Recorder:
         self.overwrite = overwrite
         self.frames = 0
         self._identity = identity
+        self._mark = IDENTITY
         self._process: subprocess.Popen[bytes] | None = None
         self._messages: IO[bytes] | None = None
         self._lock: IO[bytes] | None = None
@@ -60,22 +61,31 @@ class Recorder:
 
     def _command(self, config: WorldConfig) -> list[str]:
         first, other = config.block_frames
+        width, height = self._size(config)
         fps = Fraction(config.fps).limit_denominator(1001)
         command = [imageio_ffmpeg.get_ffmpeg_exe(), "-y", "-loglevel", "error", "-probesize", "32", "-analyzeduration", "0"]
-        command += ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{config.width}x{config.height}", "-r", str(fps), "-i", "-"]
-        if config.width % 2 or config.height % 2:  # what H.264 cannot hold gets a black line, the picture is not scaled
+        command += ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}", "-r", str(fps), "-i", "-"]
+        if width % 2 or height % 2:  # what H.264 cannot hold gets a black line, the picture is not scaled
             command += ["-vf", "pad=ceil(iw/2)*2:ceil(ih/2)*2"]
         command += ["-c:v", "libx264", "-preset", "veryfast", "-tune", "zerolatency", "-crf", "16", "-pix_fmt", "yuv420p"]
         command += ["-threads", "1", "-bf", "0", "-g", str(other), "-sc_threshold", "0"]  # no key frames but those asked for
         command += ["-force_key_frames", f"expr:gte(n,{first})*not(mod(n-{first},{other}))"]
         whole = "hybrid_fragmented" if ffmpeg_version() >= HYBRID else "empty_moov+default_base_moof"
         command += ["-movflags", f"{whole}+frag_keyframe", "-frag_duration", str(int(FRAGMENT_FRAMES * 1_000_000 / fps))]
-        command += ["-flush_packets", "1", "-metadata", f"title={config.title}", "-metadata", f"comment={IDENTITY}{self._identity()}"]
+        command += ["-flush_packets", "1", "-metadata", f"title={config.title}", "-metadata", f"comment={self._mark}{self._identity()}"]
         return [*command, "-f", "mp4", str(self.part.absolute())]
+
+    def _size(self, config: WorldConfig) -> tuple[int, int]:
+        """Width and height of the film."""
+        return config.width, config.height
+
+    def _pictures(self, block: Block) -> np.ndarray:
+        """What is filmed of a block: uint8 `[F, H, W, 3]`."""
+        return block.frames
 
     def write(self, block: Block) -> None:
         try:
-            self._process.stdin.write(np.ascontiguousarray(block.frames).data)
+            self._process.stdin.write(np.ascontiguousarray(self._pictures(block)).data)
             self._process.stdin.flush()
             self.frames += len(block.frames)
         except OSError as error:
@@ -134,3 +144,12 @@ class Recorder:
         words = self._messages.read()[-2000:].decode(errors="replace").strip().splitlines()
         reason = words[-1] if words else f"the encoder ended with status {self._process.poll()}"
         return f"recording {self.path} failed after {self.frames} frames: {reason} (what there is of it is in {self.part.name})"
+
+
+def film_recorder(path: Path, overwrite: bool, identity: Callable[[], str], with_hud: bool) -> Recorder:
+    """A recorder of the pictures alone, or of what one sees with the HUD on."""
+    if not with_hud:
+        return Recorder(path, overwrite, identity)
+    from game.hudfilm import HudRecorder  # and with it pygame
+
+    return HudRecorder(path, overwrite, identity)

@@ -69,6 +69,8 @@ def test_two_fresh_processes_a_window_and_a_replay_give_the_same_bits(
     assert reverie("render", "a.session.jsonl", "--world", tiny, "--out", "render.mp4") == 0
     assert inspect_film(Path("render.mp4")).identity == read_session(Path("a.session.jsonl")).identity
     assert (iio.imread("render.mp4") == iio.imread("window.mp4")).all()
+    assert reverie("render", "a.session.jsonl", "--world", tiny, "--out", "hud.mp4", "--hud") == 0
+    assert "HUD" in refused(capsys, "replay", "a.session.jsonl", "--world", tiny, "--verify", "--film", "hud.mp4")
     assert reverie("replay", "a.session.jsonl", "--export", "walk.txt") == 0
     assert reverie("replay", "walk.txt", "--world", tiny, "--seed", 5, "--headless", "--record", "script.mp4") == 0
     assert hashes("script.session.jsonl") == expected

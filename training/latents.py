@@ -77,6 +77,11 @@ class ClipMaker:
 
     def make(self, starts: int) -> Clips:
         """``starts`` x `WALKS_PER_START` new clips."""
+        return self.draw(starts)[0]
+
+    @torch.no_grad()
+    def draw(self, starts: int) -> tuple[Clips, Tensor]:
+        """New clips, and the pictures they are of: [N, 3, F, H, W] in [-1, 1]."""
         count = starts * WALKS_PER_START
         pose = random_poses(starts, self.generator)
         pose = type(pose)(*(v.repeat_interleave(WALKS_PER_START) for v in (pose.x, pose.y, pose.yaw, pose.pitch)))
@@ -87,7 +92,7 @@ class ClipMaker:
         video = frames.transpose(1, 2).float() / 127.5 - 1  # [N, 3, F, H, W]
         condition = torch.zeros(starts, 3, 1 + 4 * (CONDITION_LATENTS - 1), HEIGHT, WIDTH, device=self.device)
         condition[:, :, :1] = video[::WALKS_PER_START, :, :1]
-        return Clips(
+        clips = Clips(
             latents=self._encode(video).half().cpu(),
             condition=self._encode(condition).half().cpu().repeat_interleave(WALKS_PER_START, 0),
             keyboard=keyboard.half(),
@@ -95,6 +100,7 @@ class ClipMaker:
             pose=torch.stack([poses.x, poses.y, poses.yaw, poses.pitch], dim=-1)[:, ::4].float().cpu(),
             settled=self.settled,
         )
+        return clips, video
 
 
 @dataclass

@@ -58,6 +58,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     play.add_argument("--headless", action="store_true", help="no window, as fast as it goes; plays a demo walk unless there is a script")
     out = parser.add_argument_group("keeping it")
     out.add_argument("--record", type=Path, metavar="FILE.mp4", help="film what is played, and write FILE.session.jsonl beside it")
+    out.add_argument(
+        "--record-hud", action="store_true", help="with --record: keys, look and block number in the film, enlarged if need be"
+    )
     out.add_argument("--session", type=Path, metavar="FILE", help="the session file alone, or under another name")
     out.add_argument("--dump", type=Path, metavar="DIR", help="every frame as PNG, and the actions in actions.jsonl")
     out.add_argument("--overwrite", action="store_true", help="let --record, --session and --dump replace what is there")
@@ -135,6 +138,8 @@ def _check(args: argparse.Namespace) -> None:
             raise UsageError("--load takes the seed of the saved game: leave --seed away")
         if not args.load.is_file():
             raise UsageError(f"--load {args.load}: {'is a folder, not a saved game' if args.load.is_dir() else 'no such file'}")
+    if args.record_hud and args.record is None:
+        raise UsageError("--record-hud goes with --record")
     if args.record is not None:
         args.session = args.session or session_beside(args.record)
         check_record(args.record, args.overwrite, args.session)
@@ -312,7 +317,7 @@ def _script(args: argparse.Namespace, config: WorldConfig) -> Script | None:
 
 
 def _sinks(args: argparse.Namespace, header: Header, wait: bool) -> list[Background]:
-    from game.recorder import Recorder
+    from game.recorder import film_recorder
     from game.sessionsink import SessionSink
     from game.sinks import Background, Dump
 
@@ -322,7 +327,7 @@ def _sinks(args: argparse.Namespace, header: Header, wait: bool) -> list[Backgro
         session = SessionSink(args.session, header.get, args.overwrite)
         sinks.append(Background(session, wait, keep_actions=True))
     if args.record is not None:
-        film = Background(Recorder(args.record, args.overwrite, header.identity), wait)
+        film = Background(film_recorder(args.record, args.overwrite, header.identity, args.record_hud), wait)
         film.on_drop = session.gap
         sinks.append(film)
     if args.dump is not None:

@@ -15,6 +15,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", type=Path, metavar="FILE", help="the session file")
     parser.add_argument("--out", type=Path, required=True, metavar="FILE.mp4", help="the film")
     parser.add_argument("--overwrite", action="store_true", help="let --out replace what is there")
+    parser.add_argument("--hud", action="store_true", help="keys, look and block number in the film, enlarged if need be")
     add_snapshot_option(parser)
     add_world_options(parser.add_argument_group("the world (a session names its own)"))
     add_change_options(parser.add_argument_group("as it was changed when the session was played"))
@@ -24,7 +25,7 @@ def run(args: argparse.Namespace) -> int:
     """The film, and whether its frames are those that were played: exit status 1 if not."""
     from game.commands.play import tell_written
     from game.commands.replay import open_replay, play_plan, tell, tell_machine, world_of
-    from game.recorder import Recorder
+    from game.recorder import film_recorder
     from game.replay import Check, Plan
     from game.sessionfile import read_session
     from game.sinks import Background
@@ -36,7 +37,8 @@ def run(args: argparse.Namespace) -> int:
     session = open_replay(args, plan, config, ConsoleProgress(config.name))
     best_effort = tell_machine(file, session.world)
     check = Check(plan)
-    sinks = [Background(check, wait=True), Background(Recorder(args.out, args.overwrite, lambda: file.identity), wait=True)]
+    film = film_recorder(args.out, args.overwrite, lambda: file.identity, args.hud)
+    sinks = [Background(check, wait=True), Background(film, wait=True)]
     play_plan(session, config, plan, sinks)
     tell_written(sinks)
     return tell(check, file, best_effort)

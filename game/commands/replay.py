@@ -25,6 +25,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--verify", action="store_true", help="no window: compute every frame again and compare hashes, block by block")
     parser.add_argument("--headless", action="store_true", help="no window, as fast as it goes")
     parser.add_argument("--record", type=Path, metavar="FILE.mp4", help="film it, and write FILE.session.jsonl beside it")
+    parser.add_argument("--record-hud", action="store_true", help="with --record: keys, look and block number in the film")
     parser.add_argument("--export", type=Path, metavar="FILE.txt", help="only write the session's actions as a script")
     parser.add_argument(
         "--film", type=Path, metavar="FILE.mp4", help="the session's film, to say how far pictures are apart (the one beside it)"
@@ -84,7 +85,7 @@ def _run_script(args: argparse.Namespace) -> int:
     for option in ("world", "weights", "start", "device", "dtype", "window", "fps", "seed", "record"):
         value = getattr(args, option)
         words += [] if value is None else [f"--{option}", str(value)]
-    words += [f"--{option}" for option in ("headless", "overwrite") if getattr(args, option)]
+    words += [f"--{option.replace('_', '-')}" for option in ("headless", "overwrite", "record_hud") if getattr(args, option)]
     parser = Parser(allow_abbrev=False)
     play.add_options(parser)
     return play.run(parser.parse_args(words))
@@ -130,14 +131,14 @@ def _replay(args: argparse.Namespace, file: SessionFile) -> int:
 
 
 def _recording(args: argparse.Namespace, plan: Plan, header: Header) -> list[Background]:
-    from game.recorder import Recorder
+    from game.recorder import film_recorder
     from game.sessionsink import SessionSink
     from game.sinks import Background
 
     if args.record is None:
         return []
     session = SessionSink(session_beside(args.record), header.get, args.overwrite, plan.original)
-    film = Background(Recorder(args.record, args.overwrite, header.identity), wait=True)
+    film = Background(film_recorder(args.record, args.overwrite, header.identity, args.record_hud), wait=True)
     return [Background(session, wait=True), film]
 
 
@@ -191,8 +192,11 @@ def film_of(given: Path | None, file: SessionFile) -> Path | None:
     path = given or film_beside(file.path)
     if not path.is_file():
         return None
-    if inspect_film(path).identity == file.identity:
+    film = inspect_film(path)
+    if film.identity == file.identity and not film.hud:
         return path
+    if given is not None and film.identity == file.identity:
+        raise UsageError(f"--film {given}: has the HUD in it (--record-hud): nothing to compare pictures with")
     if given is not None:
         raise UsageError(f"--film {given}: is not the film of {file.path}")
     return None

@@ -15,10 +15,10 @@ import pytest
 
 from engine import Action
 from game.controls import Sample
-from game.film import FilmError, inspect_film, lock, read_film, recover_parts
+from game.film import Film, FilmError, inspect_film, lock, read_film, recover_parts
 from game.names import free_name, part_of, session_beside
 from game.player import Game
-from game.recorder import Recorder
+from game.recorder import Recorder, film_recorder
 from game.script import Script
 from game.sessionfile import read_session
 from game.sessionheader import Header
@@ -277,3 +277,21 @@ def test_a_script_with_looks_plays_headless() -> None:
     session = FakeSession(CONFIG)
     play_headless(session, CONFIG, Script([(Action(look=(0.5, 0)), 2)]), 3, [])
     assert [action.look for action in session.actions] == [(0.5, 0), (0.5, 0), (0, 0)]
+
+
+def test_a_film_with_the_hud_in_it(tmp_path: Path) -> None:
+    """Enlarged until it can be read, marked as such, and different where the keys are."""
+    config = FakeConfig(width=64, height=48)
+    actions = [Action(frozenset("w")), Action(frozenset("dj"), look=(0.5, 0.0))]
+    for with_hud in (False, True):
+        film = film_recorder(tmp_path / f"{with_hud}.mp4", False, lambda: "ab" * 32, with_hud)
+        film.open(config)
+        for index, action in enumerate(actions):
+            count = 12 if index else 9
+            film.write(Block(0, index, 12 * index, Sample(action, 0.0), np.full((count, 48, 64, 3), 90, np.uint8), 0.2))
+        film.close()
+        assert inspect_film(tmp_path / f"{with_hud}.mp4") == Film(21, "ab" * 32, hud=with_hud)
+    pictures = iio.imread(tmp_path / "True.mp4").astype(int)
+    assert pictures.shape == (21, 384, 512, 3)
+    assert (abs(pictures - 90) > 60).any((1, 2, 3)).all() and (abs(pictures[:, 150:200] - 90) < 6).all()
+    assert (abs(pictures[0] - pictures[20]) > 60).any() and (abs(pictures[0] - pictures[8]) < 20).all()

@@ -1,0 +1,113 @@
+"""Train the picture decoder on what the denoiser imagines, so that soft latents still become clear pictures.
+
+    python -m training.train_decoder --vae assets/garden/vae.safetensors --dit assets/garden/dit.safetensors --out runs/decoder --minutes 15
+
+The decoder has only ever seen latents of true pictures. The denoiser's are an average of what may come, a little soft wherever it is
+not sure of an edge's place, and the decoder passes that on. Here it is given both kinds: each block is imagined by the real three-step
+sampler beside the clean truth of the past (`training/train_dit.py`: all blocks of a window at once), or is the truth with a little
+noise. The target is the simulator's picture, and the amount of detail in it. Encoder, latents and denoiser stay as they are.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from models.attention import MaskPlan
+from models.dit import DiT
+from models.flow import FlowSchedule, add_noise
+from training.common import Trainee, TrainingRun, starting_weights
+from training.latents import ClipMaker, Windows, cut_windows
+from training.train_dit import BLOCK, STEPS, garden_dit, teacher_forcing_mask
+from training.train_vae import garden_vae, load_garden_vae, picture_loss, read_scale, sharpness_loss
+
+TRUTH_NOISE = 0.1  # as in `training.train_vae`
+
+
+class Imagination:
+    """A frozen denoiser that makes every block of a window out of noise and the clean blocks before it."""
+
+    def __init__(self, dit: DiT, latents: int, device: torch.device) -> None:
+        self.dit, self.device, self.known = dit.eval().requires_grad_(False), device, latents - BLOCK
+        schedule = FlowSchedule()
+        self.timesteps = schedule.timesteps(STEPS)
+        self.sigmas = [float(s) for s in schedule.sigma(self.timesteps)]
+        self.mask = teacher_forcing_mask(latents, device)
+        self.plan = MaskPlan.from_mask(self.mask)
+        self.positions = torch.cat([torch.arange(self.known), torch.arange(latents)])
+
+    @torch.no_grad()
+    def __call__(self, windows: Windows) -> Tensor:
+        """x0 of all blocks, [B, z, T, h, w]."""
+        given = (windows.latents, windows.condition, windows.keyboard, windows.mouse)
+        truth, condition, keyboard, mouse = (v.to(self.device) for v in given)
+        rows = [torch.cat([a[:, : self.known], a], dim=1) for a in (keyboard, mouse)]
+        clean = torch.cat([truth, condition], dim=1)[:, :, : self.known]
+        x0 = torch.zeros_like(truth)  # at sigma 1 nothing is left of it
+        for timestep, sigma in zip(self.timesteps, self.sigmas, strict=True):
+            x = add_noise(x0, torch.randn_like(x0), sigma)
+            times = torch.zeros(truth.shape[0], 2 * self.known + BLOCK, device=self.device)
+            times[:, self.known :] = float(timestep)
+            with torch.autocast(self.device.type, torch.bfloat16):
+                halves = torch.cat([clean, torch.cat([x, condition], dim=1)], dim=2)
+                x0 = self.dit.forward_parallel(halves, times, *rows, self.positions, self.mask, plan=self.plan)[:, :, self.known :].float()
+        return x0
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--vae", type=Path, required=True, help="exported weights (safetensors)")
+    parser.add_argument("--dit", type=Path, required=True, help="a run's folder, its last.pt, or exported safetensors")
+    parser.add_argument("--out", type=Path, default=Path("runs/decoder"))
+    parser.add_argument("--minutes", type=float, default=15)
+    parser.add_argument("--blocks", type=int, default=4)
+    parser.add_argument("--lr", type=float, default=6e-4)
+    parser.add_argument("--imagined", type=float, default=0.75, help="share of blocks that are imagined")
+    parser.add_argument("--sharpness", type=float, default=0.03, help="weight of the frames' detail beside the picture's error")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    args = parser.parse_args()
+    device = torch.device(args.device)
+    run = TrainingRun(args.out, args.minutes)
+    vae = garden_vae(*read_scale(args.vae)).to(device)
+    vae.encoder.requires_grad_(False)
+    vae.conv1.requires_grad_(False)
+    trainee = Trainee(vae, run, args.lr, args.lr, 0.99, start_from=args.vae, trained=nn.ModuleList([vae.decoder, vae.conv2]))
+    dit = garden_dit()
+    dit.load_state_dict(starting_weights(args.dit)[0], strict=False)
+    imagine = Imagination(dit.to(device), BLOCK * args.blocks, device)
+    maker = ClipMaker(load_garden_vae(args.vae).to(device), 9000 + run.step, device)
+    torch.manual_seed(9500 + run.step)
+    pixels = torch.compile(vae.pixels)
+    mean, std = (v.view(1, -1, 1, 1, 1) for v in (torch.tensor(n, device=device) for n in read_scale(args.vae)))
+    run.exclude_pause()
+    reports = 0
+    while run.progress < 1:
+        clips, video = maker.draw(1)
+        first = torch.zeros(len(clips), dtype=torch.long)
+        windows = cut_windows(clips, torch.arange(len(clips)), first, BLOCK * args.blocks)
+        truth = windows.latents.to(device)
+        kept = (torch.rand(len(clips), args.blocks) >= args.imagined).repeat_interleave(BLOCK, 1).to(device)[:, None, :, None, None]
+        latents = torch.where(kept, truth + TRUTH_NOISE * torch.randn_like(truth), imagine(windows))
+        report = {}
+        for i in range(len(clips)):  # one at a time: half the memory, and the same gradient
+            target = video[i : i + 1, :, : 4 * BLOCK * args.blocks - 3]
+            with torch.autocast(device.type, torch.bfloat16):
+                ours = pixels((latents[i : i + 1] * std + mean).permute(0, 2, 3, 4, 1)).float()
+            error, detail = picture_loss(ours, target), sharpness_loss(ours, target)
+            ((error + args.sharpness * detail) / len(clips)).backward()
+            psnr = 10 * torch.log10(4 / (ours.detach() - target).square().mean())
+            report = {"error": error.detach(), "detail": detail.detach(), "psnr": psnr}
+        trainee.step()
+        if run.tick(report):
+            reports += 1
+            if reports % 6 == 0:
+                trainee.save()
+    trainee.save()
+    run.plot()
+
+
+if __name__ == "__main__":
+    main()
