@@ -294,4 +294,4 @@ def test_a_film_with_the_hud_in_it(tmp_path: Path) -> None:
     pictures = iio.imread(tmp_path / "True.mp4").astype(int)
     assert pictures.shape == (21, 384, 512, 3)
     assert (abs(pictures - 90) > 60).any((1, 2, 3)).all() and (abs(pictures[:, 150:200] - 90) < 6).all()
-    assert (abs(pictures[0] - pictures[20]) > 60).any() and (abs(pictures[0] - pictures[8]) < 20).all()
+    assert (abs(pictures[0] - pictures[20]) > 60).any() and abs(pictures[0] - pictures[8]).mean() < 1
