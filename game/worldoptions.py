@@ -46,6 +46,15 @@ def world_config(args: argparse.Namespace, name: str | None = None) -> WorldConf
     return load_config(name or args.world, {setting: value for setting, value in changes.items() if value is not None})
 
 
+def weights_here(config: WorldConfig, weights: Path | None = None) -> bool:
+    """Whether all weight files of a world are in ``weights``, or where they belong without one."""
+    wanted = [(part, name) for part in PARTS for name in getattr(config.weights, part)]
+    return all(
+        any((folder / name).is_file() or (folder / Path(name).name).is_file() for folder in config.weight_folders(part, weights))
+        for part, name in wanted
+    )
+
+
 def fetch_weights(args: argparse.Namespace) -> Path:
     """The folder with the world's weights, downloaded where they were not here."""
     from game.fetch import fetch, repository

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from game import __version__
 from game.names import free_name, session_beside
 from game.options import ConsoleProgress, UsageError, absolute, check_new, check_record, is_clip, tell_recovered, whole
-from game.worldoptions import add_change_options, add_world_options, fetch_weights, open_session, world_config
+from game.worldoptions import add_change_options, add_world_options, fetch_weights, open_session, weights_here, world_config
 
 if TYPE_CHECKING:
     from engine import Session, WorldConfig
@@ -231,11 +231,9 @@ def _list(args: argparse.Namespace) -> int:
         except WorldError as error:
             print(f"{name:<12}{error}")
             continue
-        folder = args.weights or config.folder
-        files = (*config.weights.dit, *config.weights.vae, *config.weights.vision)
-        here = all((folder / file).is_file() or (folder / Path(file).name).is_file() for file in files)
+        here = "here   " if weights_here(config, args.weights) else "missing"
         size = f"{config.width}x{config.height}"
-        print(f"{name:<12}{size:>8}{config.fps:>4} fps  weights {'here   ' if here else 'missing'}  {config.title}")
+        print(f"{name:<12}{size:>8}{config.fps:>4} fps  weights {here}  {config.title}")
     return 0
 
 

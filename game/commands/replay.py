@@ -231,7 +231,6 @@ def open_replay(args: argparse.Namespace, plan: Plan, config: WorldConfig, progr
 
 def _dtype_of(file: SessionFile) -> str | None:
     """The dtype the session was played in, if this program knows it."""
-
     return file.header["dtype"] if file.header["dtype"] in DTYPES else None
 
 
