@@ -14,32 +14,18 @@ from typing import TYPE_CHECKING
 
 from game import __version__
 from game.names import free_name, session_beside
-from game.options import (
-    ConsoleProgress,
-    UsageError,
-    absolute,
-    check_new,
-    check_record,
-    is_clip,
-    listed,
-    size,
-    tell_recovered,
-    whole,
-)  # fmt: skip
+from game.options import ConsoleProgress, UsageError, absolute, check_new, check_record, is_clip, tell_recovered, whole
+from game.worldoptions import add_change_options, add_world_options, fetch_weights, open_session, weights_here, world_config
 
 if TYPE_CHECKING:
-    import numpy as np
-
-    from engine import Action, Session, WorldConfig
+    from engine import Session, WorldConfig
     from game.script import Script
     from game.sessionheader import Header
     from game.sinks import Background
     from game.window import Window
 
 MAX_BLOCKS = 100_000_000
-DTYPES = ("auto", "float32", "bfloat16", "float16")
 REWIND_MB = 512  # as in the engine, which takes seconds to import
-PARTS = {"dit": "world model", "vae": "picture decoder", "vision": "image encoder"}  # of the weights, in words
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -71,25 +57,6 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     other.add_argument("--version", action="version", version=f"reverie {__version__}")
 
 
-def add_world_options(group: argparse._ArgumentGroup) -> None:
-    """What tells a world and where it runs."""
-    group.add_argument("--world", metavar="NAME", help="a bundled world or a yaml file of your own (garden)")
-    group.add_argument("--weights", type=Path, metavar="DIR", help="folder with the world's weights, if they are not bundled")
-    group.add_argument("--start", type=Path, metavar="FILE", help="start picture (the world's own), or a clip (mp4, …) to go on from")
-    group.add_argument("--device", default="cpu", metavar="NAME", help="cpu, cuda or mps (cpu)")
-    group.add_argument(
-        "--dtype", choices=DTYPES, help="numbers of model and picture decoder (the world's, else auto: what the device is fast at)"
-    )
-
-
-def add_change_options(group: argparse._ArgumentGroup) -> None:
-    """What may differ from the world's yaml; `world_config` reads it."""
-    group.add_argument("--steps", type=listed(0, 1000), metavar="N,N,…", help="denoising steps, falling, such as 1000,666,333")
-    group.add_argument("--window", type=whole(1, 15), metavar="N", help="latents of local attention, 1 to 15, at least a block's three")
-    group.add_argument("--fps", type=whole(1, 240), metavar="N", help="native frames a second")
-    group.add_argument("--size", type=size, metavar="WxH", help="resolution, such as 640x352; sides are multiples of 16")
-
-
 def run(args: argparse.Namespace) -> int:
     """What the options ask for; the exit status."""
     if args.replay is not None:
@@ -103,7 +70,7 @@ def run(args: argparse.Namespace) -> int:
     if args.list:
         return _list(args)
     if args.fetch:
-        args.weights = _fetch(args)
+        args.weights = fetch_weights(args)
     if args.bench:
         return _bench(args)
     if args.headless:
@@ -177,7 +144,7 @@ def _play_headless(args: argparse.Namespace) -> int:
     config = world_config(args)
     script = _script(args, config) or demo_script(config.actions.keys)
     header = Header()
-    session = _open_session(args, config, ConsoleProgress(config.name), header)
+    session = open_session(args, config, ConsoleProgress(config.name), header)
     sinks = _sinks(args, header, wait=True)
     tally = play_headless(session, config, script, args.blocks or len(script), sinks)
     speed = f"{tally.fps:.1f} fps ({tally.fps / config.fps:.2f} x the native {config.fps})"
@@ -213,11 +180,11 @@ def _play_in(window: Window, args: argparse.Namespace) -> int:
         print("  " + ", ".join(f"{key} {does}" for key, does in column))
     console, header = ConsoleProgress(config.name), Header()
 
-    def open_session(report) -> Session:
-        return _open_session(args, config, lambda what, part: (console(what, part), report(what, part)), header)
+    def begin(report) -> Session:
+        return open_session(args, config, lambda what, part: (console(what, part), report(what, part)), header)
 
     sinks = _sinks(args, header, wait=False)
-    game = Game(window, config, open_session, _script(args, config), args.blocks, sinks)
+    game = Game(window, config, begin, _script(args, config), args.blocks, sinks)
     try:
         game.run()
     except KeyboardInterrupt:  # the sinks are closed all the same
@@ -233,81 +200,6 @@ def tell_written(sinks: Iterable[Background]) -> None:
         if background.sink.frames and (path := getattr(background.sink, "path", None)) is not None:
             lost = f" (without {background.dropped} blocks that came while it was busy)" if background.dropped else ""
             print(f"written: {path}{lost}")
-
-
-def _open_session(args: argparse.Namespace, config: WorldConfig, progress, header: Header | None = None) -> Session:
-    from engine import Snapshot, World, load_picture
-    from game.sessionheader import build_header
-
-    start, actions = args.start, []
-    if start is not None and is_clip(start):
-        start, actions = _clip(args, config)
-    elif start is not None:  # looked at before gigabytes of weights are read
-        load_picture(start, config.height, config.width)
-    elif args.load is not None:
-        Snapshot.check_name(args.load, config)
-    elif config.start is None and args.weights is not None:
-        raise UsageError(config.start_missing())
-
-    def named(part: str, done: float) -> None:
-        progress(PARTS.get(part, part), done)
-
-    world = World.load(config, weights=args.weights, device=args.device, dtype=args.dtype, progress=named)
-    what = "saved game" if args.load is not None else "start picture" if start is args.start else "start clip"
-    progress(what, 0.0)
-    if args.load is None:
-        session = world.session(seed=args.seed, start=start, actions=actions, rewind_mb=args.rewind_mb)
-    else:
-        session = world.resume(Snapshot.load(args.load, world), rewind_mb=args.rewind_mb)
-    progress(what, 1.0)
-    if header is not None and args.session is not None:
-        progress("hashes", 0.0)
-        header.fields = build_header(world, session, args.start, None if start is args.start else start, actions)
-        progress("hashes", 1.0)
-    return session
-
-
-def _clip(args: argparse.Namespace, config: WorldConfig) -> tuple[np.ndarray, list[Action]]:
-    """Frames of the clip to start from and what was done in it; says what of it is not used, or will look different."""
-    from engine import check_clip, clip_limit
-    from game.clip import actions_of, read_clip
-
-    clip = read_clip(args.start, config.height, config.width, clip_limit(config.clock))
-    blocks, used = check_clip(clip.frames, config.clock)
-    rest = len(clip.frames) - used
-    print(
-        f"{args.start}: going on from {blocks} blocks, {used} frames{f'; the last {rest} make no whole block and are cut' if rest else ''}"
-    )
-    if clip.fps is not None and abs(clip.fps - config.fps) > 0.5:
-        print(f"{args.start} has {clip.fps:g} frames a second; this world takes them for {config.fps} a second")
-    return clip.frames, [] if args.actions is None else actions_of(args.actions, config.actions, blocks)
-
-
-def world_config(args: argparse.Namespace, name: str | None = None) -> WorldConfig:
-    """The world asked for (or that of ``name``), with what the command line changes in it."""
-    from engine import load_config
-
-    width, height = args.size or (None, None)
-    changes = {"sampler.steps": args.steps, "model.local_attn_size": args.window, "fps": args.fps, "width": width, "height": height}
-    return load_config(name or args.world, {setting: value for setting, value in changes.items() if value is not None})
-
-
-def _fetch(args: argparse.Namespace) -> Path:
-    """The folder with the world's weights, downloaded where they were not here."""
-    from game.fetch import fetch, repository
-
-    config = world_config(args)
-    repo = repository(config.weights.source)
-    if repo is None:
-        here = "come with it" if config.weights.source is None else f"are not on huggingface.co but: {config.weights.source}"
-        raise UsageError(f"--fetch: the weights of the world {config.name} {here}; play without --fetch")
-    names = {name: part for part in PARTS for name in getattr(config.weights, part)}
-    own = {  # what a yaml puts in the place of a published file lies beside it
-        name
-        for name, part in names.items()
-        if part in config.weights.added and any((folder / name).is_file() for folder in config.weight_folders(part))
-    }
-    return fetch(repo, [name for name in names if name not in own])
 
 
 def _script(args: argparse.Namespace, config: WorldConfig) -> Script | None:
@@ -344,11 +236,9 @@ def _list(args: argparse.Namespace) -> int:
         except WorldError as error:
             print(f"{name:<12}{error}")
             continue
-        folder = args.weights or config.folder
-        files = (*config.weights.dit, *config.weights.vae, *config.weights.vision)
-        here = all((folder / file).is_file() or (folder / Path(file).name).is_file() for file in files)
+        here = "here   " if weights_here(config, args.weights) else "missing"
         size = f"{config.width}x{config.height}"
-        print(f"{name:<12}{size:>8}{config.fps:>4} fps  weights {'here   ' if here else 'missing'}  {config.title}")
+        print(f"{name:<12}{size:>8}{config.fps:>4} fps  weights {here}  {config.title}")
     return 0
 
 
@@ -357,7 +247,7 @@ def _bench(args: argparse.Namespace) -> int:
 
     config = world_config(args)
     script = _script(args, config)
-    session = _open_session(args, config, ConsoleProgress(config.name))
+    session = open_session(args, config, ConsoleProgress(config.name))
     action_of = None if script is None else (lambda block: script.at(block % len(script)))
     report = benchmark(session, args.blocks or 20, action_of)
     print(json.dumps(report.to_dict(), indent=2) if args.json else report.to_text())

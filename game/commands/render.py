@@ -6,10 +6,10 @@ import argparse
 from pathlib import Path
 
 from game.options import ConsoleProgress, check_record
+from game.worldoptions import add_change_options, add_world_options
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    from game.commands.play import add_change_options, add_world_options
     from game.commands.replay import add_snapshot_option
 
     parser.add_argument("file", type=Path, metavar="FILE", help="the session file")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from game.names import film_beside, session_beside
 from game.options import ConsoleProgress, Parser, UsageError, check_new, check_record, whole
+from game.worldoptions import DTYPES, PARTS, add_change_options, add_world_options, world_config
 
 if TYPE_CHECKING:
     from engine import World, WorldConfig
@@ -19,8 +20,6 @@ if TYPE_CHECKING:
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    from game.commands.play import add_change_options, add_world_options
-
     parser.add_argument("file", type=Path, metavar="FILE", help="a session (walk.session.jsonl) or a script (walk.txt)")
     parser.add_argument("--verify", action="store_true", help="no window: compute every frame again and compare hashes, block by block")
     parser.add_argument("--headless", action="store_true", help="no window, as fast as it goes")
@@ -172,7 +171,6 @@ def _watch(args: argparse.Namespace, plan: Plan, config: WorldConfig, header: He
 def world_of(args: argparse.Namespace, file: SessionFile) -> WorldConfig:
     """The world to play the session in: the one the user names, or the bundled one of the session's name."""
     from engine import list_worlds
-    from game.commands.play import world_config
     from game.sessionheader import check_settings
 
     name = file.header["world"]
@@ -205,7 +203,6 @@ def film_of(given: Path | None, file: SessionFile) -> Path | None:
 def open_replay(args: argparse.Namespace, plan: Plan, config: WorldConfig, progress: Any, header: Header | None = None) -> ReplaySession:
     """Load the world, check that it is the session's, and begin."""
     from engine import Snapshot, World
-    from game.commands.play import PARTS
     from game.replay import ReplaySession
     from game.sessionfile import SessionError, past_of
     from game.sessionheader import check_weights, replay_header, start_of
@@ -238,8 +235,6 @@ def open_replay(args: argparse.Namespace, plan: Plan, config: WorldConfig, progr
 
 def _dtype_of(file: SessionFile) -> str | None:
     """The dtype the session was played in, if this program knows it."""
-    from game.commands.play import DTYPES
-
     return file.header["dtype"] if file.header["dtype"] in DTYPES else None
 
 

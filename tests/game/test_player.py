@@ -15,44 +15,9 @@ from game.script import parse_script
 from game.sinks import Background, Dump, SinkError
 from game.window import NoDisplay, Window, display_missing, fit, window_size
 from tests.game.fake import RUN, WALK, FakeConfig, FakeSession
+from tests.game.table import Table
 
 SCANCODE = {"w": pygame.KSCAN_W, "l": pygame.KSCAN_L, "p": pygame.KSCAN_P}
-
-
-@pytest.fixture
-def window(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Window]:
-    monkeypatch.setenv("SDL_VIDEODRIVER", "dummy")
-    monkeypatch.chdir(tmp_path)
-    window = Window("test")
-    yield window
-    window.close()
-
-
-class Table:
-    """Plays a `Game` turn by turn."""
-
-    def __init__(self, window: Window, session: FakeSession, **options) -> None:
-        self.session = session
-        self.game = Game(window, session.config, lambda report: session, **options)
-        self.game.world.start()
-
-    def until(self, true: Callable[[], object], seconds: float = 10.0) -> None:
-        end = time.perf_counter() + seconds
-        while not true():
-            self.game._turn()
-            assert time.perf_counter() < end, "it never happened"
-
-    def for_(self, seconds: float) -> None:
-        end = time.perf_counter() + seconds
-        self.until(lambda: time.perf_counter() > end)
-
-    def key(self, key: int, scancode: int = 0, up: bool = False, unicode: str = "") -> None:
-        kind = pygame.KEYUP if up else pygame.KEYDOWN
-        pygame.event.post(pygame.event.Event(kind, key=key, scancode=scancode, mod=0, unicode=unicode))
-        self.game._turn()
-
-    def playing(self) -> None:
-        self.until(lambda: self.game.presenter.frame is not None)
 
 
 @pytest.fixture

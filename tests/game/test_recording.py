@@ -58,14 +58,6 @@ def recording(path: Path, wait: bool = False) -> tuple[Background, Background]:
     return Background(session, wait, keep_actions=True), film
 
 
-@pytest.fixture
-def window(monkeypatch: pytest.MonkeyPatch) -> Iterator[Window]:
-    monkeypatch.setenv("SDL_VIDEODRIVER", "dummy")
-    window = Window("test")
-    yield window
-    window.close()
-
-
 def test_one_frame_count_in_film_session_file_and_clock(window: Window, tmp_path: Path) -> None:
     sinks = recording(tmp_path / "a.mp4", wait=True)
     session = FakeSession(CONFIG)

@@ -1,21 +1,12 @@
 """The loading screen before there is a game."""
 
 import time
-from collections.abc import Iterator
 
 import pygame
 import pytest
 
 from game.splash import wait_behind
 from game.window import Window
-
-
-@pytest.fixture
-def window(monkeypatch: pytest.MonkeyPatch) -> Iterator[Window]:
-    monkeypatch.setenv("SDL_VIDEODRIVER", "dummy")
-    window = Window("test")
-    yield window
-    window.close()
 
 
 def test_a_pad_that_is_there_from_the_start_is_left_for_the_game(window: Window) -> None:

@@ -1,0 +1,125 @@
+"""What `play`, `replay` and `render` share: the options that tell a world, and what is made of them."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from game.options import UsageError, is_clip, listed, size, whole
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from engine import Action, Session, WorldConfig
+    from game.sessionheader import Header
+
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+PARTS = {"dit": "world model", "vae": "picture decoder", "vision": "image encoder"}  # of the weights, in words
+
+
+def add_world_options(group: argparse._ArgumentGroup) -> None:
+    """What tells a world and where it runs."""
+    group.add_argument("--world", metavar="NAME", help="a bundled world or a yaml file of your own (garden)")
+    group.add_argument("--weights", type=Path, metavar="DIR", help="folder with the world's weights, if they are not bundled")
+    group.add_argument("--start", type=Path, metavar="FILE", help="start picture (the world's own), or a clip (mp4, …) to go on from")
+    group.add_argument("--device", default="cpu", metavar="NAME", help="cpu, cuda or mps (cpu)")
+    group.add_argument(
+        "--dtype", choices=DTYPES, help="numbers of model and picture decoder (the world's, else auto: what the device is fast at)"
+    )
+
+
+def add_change_options(group: argparse._ArgumentGroup) -> None:
+    """What may differ from the world's yaml; `world_config` reads it."""
+    group.add_argument("--steps", type=listed(0, 1000), metavar="N,N,…", help="denoising steps, falling, such as 1000,666,333")
+    group.add_argument("--window", type=whole(1, 15), metavar="N", help="latents of local attention, 1 to 15, at least a block's three")
+    group.add_argument("--fps", type=whole(1, 240), metavar="N", help="native frames a second")
+    group.add_argument("--size", type=size, metavar="WxH", help="resolution, such as 640x352; sides are multiples of 16")
+
+
+def world_config(args: argparse.Namespace, name: str | None = None) -> WorldConfig:
+    """The world asked for (or that of ``name``), with what the command line changes in it."""
+    from engine import load_config
+
+    width, height = args.size or (None, None)
+    changes = {"sampler.steps": args.steps, "model.local_attn_size": args.window, "fps": args.fps, "width": width, "height": height}
+    return load_config(name or args.world, {setting: value for setting, value in changes.items() if value is not None})
+
+
+def weights_here(config: WorldConfig, weights: Path | None = None) -> bool:
+    """Whether all weight files of a world are in ``weights``, or where they belong without one."""
+    wanted = [(part, name) for part in PARTS for name in getattr(config.weights, part)]
+    return all(
+        any((folder / name).is_file() or (folder / Path(name).name).is_file() for folder in config.weight_folders(part, weights))
+        for part, name in wanted
+    )
+
+
+def fetch_weights(args: argparse.Namespace) -> Path:
+    """The folder with the world's weights, downloaded where they were not here."""
+    from game.fetch import fetch, repository
+
+    config = world_config(args)
+    repo = repository(config.weights.source)
+    if repo is None:
+        here = "come with it" if config.weights.source is None else f"are not on huggingface.co but: {config.weights.source}"
+        raise UsageError(f"--fetch: the weights of the world {config.name} {here}; play without --fetch")
+    names = {name: part for part in PARTS for name in getattr(config.weights, part)}
+    own = {  # what a yaml puts in the place of a published file lies beside it
+        name
+        for name, part in names.items()
+        if part in config.weights.added and any((folder / name).is_file() for folder in config.weight_folders(part))
+    }
+    return fetch(repo, [name for name in names if name not in own])
+
+
+def open_session(args: argparse.Namespace, config: WorldConfig, progress, header: Header | None = None) -> Session:
+    """Load the world and begin: from the start picture, a clip or a saved game. ``progress`` is called with (what, part done).
+
+    ``header`` gets what the session file is to say. Raises WorldError for what cannot be played, UsageError without a start picture.
+    """
+    from engine import Snapshot, World, load_picture
+    from game.sessionheader import build_header
+
+    start, actions = args.start, []
+    if start is not None and is_clip(start):
+        start, actions = _clip(args, config)
+    elif start is not None:  # looked at before gigabytes of weights are read
+        load_picture(start, config.height, config.width)
+    elif args.load is not None:
+        Snapshot.check_name(args.load, config)
+    elif config.start is None and args.weights is not None:
+        raise UsageError(config.start_missing())
+
+    def named(part: str, done: float) -> None:
+        progress(PARTS.get(part, part), done)
+
+    world = World.load(config, weights=args.weights, device=args.device, dtype=args.dtype, progress=named)
+    what = "saved game" if args.load is not None else "start picture" if start is args.start else "start clip"
+    progress(what, 0.0)
+    if args.load is None:
+        session = world.session(seed=args.seed, start=start, actions=actions, rewind_mb=args.rewind_mb)
+    else:
+        session = world.resume(Snapshot.load(args.load, world), rewind_mb=args.rewind_mb)
+    progress(what, 1.0)
+    if header is not None and args.session is not None:
+        progress("hashes", 0.0)
+        header.fields = build_header(world, session, args.start, None if start is args.start else start, actions)
+        progress("hashes", 1.0)
+    return session
+
+
+def _clip(args: argparse.Namespace, config: WorldConfig) -> tuple[np.ndarray, list[Action]]:
+    """Frames of the clip to start from and what was done in it; says what of it is not used, or will look different."""
+    from engine import check_clip, clip_limit
+    from game.clip import actions_of, read_clip
+
+    clip = read_clip(args.start, config.height, config.width, clip_limit(config.clock))
+    blocks, used = check_clip(clip.frames, config.clock)
+    rest = len(clip.frames) - used
+    print(
+        f"{args.start}: going on from {blocks} blocks, {used} frames{f'; the last {rest} make no whole block and are cut' if rest else ''}"
+    )
+    if clip.fps is not None and abs(clip.fps - config.fps) > 0.5:
+        print(f"{args.start} has {clip.fps:g} frames a second; this world takes them for {config.fps} a second")
+    return clip.frames, [] if args.actions is None else actions_of(args.actions, config.actions, blocks)
