@@ -63,7 +63,7 @@ def main() -> None:
     parser.add_argument("--dit", type=Path, required=True, help="a run's folder, its last.pt, or exported safetensors")
     parser.add_argument("--out", type=Path, default=Path("runs/decoder"))
     parser.add_argument("--minutes", type=float, default=15)
-    parser.add_argument("--blocks", type=int, default=4)
+    parser.add_argument("--blocks", type=int, default=3)
     parser.add_argument("--lr", type=float, default=6e-4)
     parser.add_argument("--imagined", type=float, default=0.75, help="share of blocks that are imagined")
     parser.add_argument("--sharpness", type=float, default=0.03, help="weight of the frames' detail beside the picture's error")
@@ -82,24 +82,30 @@ def main() -> None:
     torch.manual_seed(9500 + run.step)
     pixels = torch.compile(vae.pixels)
     mean, std = (v.view(1, -1, 1, 1, 1) for v in (torch.tensor(n, device=device) for n in read_scale(args.vae)))
-    run.exclude_pause()
-    reports = 0
-    while run.progress < 1:
+
+    def descend() -> dict[str, Tensor]:
+        """Gradients of one clip a walk; what is reported is the last one's."""
         clips, video = maker.draw(1)
         first = torch.zeros(len(clips), dtype=torch.long)
         windows = cut_windows(clips, torch.arange(len(clips)), first, BLOCK * args.blocks)
         truth = windows.latents.to(device)
         kept = (torch.rand(len(clips), args.blocks) >= args.imagined).repeat_interleave(BLOCK, 1).to(device)[:, None, :, None, None]
         latents = torch.where(kept, truth + TRUTH_NOISE * torch.randn_like(truth), imagine(windows))
-        report = {}
         for i in range(len(clips)):  # one at a time: half the memory, and the same gradient
             target = video[i : i + 1, :, : 4 * BLOCK * args.blocks - 3]
             with torch.autocast(device.type, torch.bfloat16):
                 ours = pixels((latents[i : i + 1] * std + mean).permute(0, 2, 3, 4, 1)).float()
             error, detail = picture_loss(ours, target), sharpness_loss(ours, target)
             ((error + args.sharpness * detail) / len(clips)).backward()
-            psnr = 10 * torch.log10(4 / (ours.detach() - target).square().mean())
-            report = {"error": error.detach(), "detail": detail.detach(), "psnr": psnr}
+        psnr = 10 * torch.log10(4 / (ours.detach() - target).square().mean())
+        return {"error": error.detach(), "detail": detail.detach(), "psnr": psnr}
+
+    descend()  # compiles
+    vae.zero_grad(set_to_none=True)
+    run.exclude_pause()
+    reports = 0
+    while run.progress < 1:
+        report = descend()
         trainee.step()
         if run.tick(report):
             reports += 1
