@@ -90,6 +90,8 @@ def shapes(plan: Plan, world: WorldConfig) -> tuple[Networks, list[str], Estimat
     if plan.rollout is not None or plan.objective in ("regression", "dmd", "sid"):
         rollout = plan.rollout or RolloutSettings()
         plan = replace(plan, rollout=replace(rollout, horizon=(rollout.horizon[1],) * 2))
+    size = 2 if plan.precision == "bfloat16" else 4
+    plan = replace(plan, precision="float32")  # there is no autocast on the meta device
     kind = OBJECTIVES[plan.objective]
     names = ["student"] + ["teacher"] * kind.needs_teacher + ["critic"] * kind.has_critic + ["target"] * kind.has_target
     nets = {name: build_empty(DiT, world.model) for name in names}
@@ -118,7 +120,6 @@ def shapes(plan: Plan, world: WorldConfig) -> tuple[Networks, list[str], Estimat
     lines.append(f"{blocks} blocks of {data.block} latents, {places} tokens each: {blocks * data.block * places} tokens")
     lines.append(f"steps {list(world.sampler.steps)}, shift {world.sampler.shift:g}, window {world.model.local_attn_size} latents")
     cache = networks.student.new_cache(1, *(batch.latents.shape[3 + i] // world.model.patch_size[1 + i] for i in range(2)), META)
-    size = 2 if plan.precision == "bfloat16" else 4
     rings = sum(tensor.numel() for tensor in cache.tensors().values()) * size if plan.rollout is not None else 0
     if plan.checkpointing and plan.rollout is not None:
         rings *= 1 + blocks  # a copy for each block that may have a gradient

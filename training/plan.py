@@ -63,11 +63,14 @@ class ForcingSettings:
 @dataclass(frozen=True)
 class RolloutSettings:
     """Self-Forcing (`objectives/rollout.py`). ``horizon``: fewest and most blocks; ``exit``: the pass with the gradient, drawn at
-    random or the last; ``context_noise``: timestep of the clean pass; ``gradient_latents``: how many of the last have a gradient."""
+    random or the last; ``finish``: go on after it without, so that later blocks see what play would have made; ``context_noise``:
+    timestep of the clean pass; ``gradient_latents``: how many of the last have a gradient; ``start_share``: of windows that begin with
+    their session (others are given their first block)."""
 
     horizon: tuple[int, int] = (2, 7)
     exit: Literal["random", "last"] = "random"
     exit_shared: bool = True
+    finish: bool = False
     context_noise: float = 0.0
     gradient_latents: int = 21
     start_share: float = 0.5

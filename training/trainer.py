@@ -6,7 +6,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import torch
@@ -22,7 +22,7 @@ from training.journal import Journal
 from training.learner import Average, Learner, checkpoint_layers
 from training.objectives import OBJECTIVES, Networks
 from training.objectives.base import Report
-from training.objectives.rollout import Rollout
+from training.objectives.rollout import Rollout, half_precision
 from training.parallel import Workers, load_whole, whole_state
 from training.plan import Plan, RolloutSettings
 from training.sheet import contact_sheet
@@ -121,7 +121,7 @@ class Trainer:
         for first in range(0, total, size):
             part = draws.part(first, size)
             share = len(part.samples) / total
-            with torch.autocast(self.workers.device.type, torch.bfloat16, enabled=self.plan.precision == "bfloat16"):
+            with half_precision(self.workers.device) if self.plan.precision == "bfloat16" else nullcontext():
                 loss, report = loss_of(part)
             (loss * share).backward()
             prefix = "" if purpose == "student" else f"{purpose} "
@@ -169,9 +169,8 @@ class Trainer:
         blocks = min(self.data.most_blocks, 8)
         dtype = torch.bfloat16 if self.plan.precision == "bfloat16" else torch.float32
         rollout = Rollout(self.networks.student, self.world.sampler.steps, self.world.sampler.shift, RolloutSettings(), dtype)
-        device = self.workers.device
-        with self.average.worn(self.networks.student), torch.autocast(device.type, torch.bfloat16, enabled=dtype == torch.bfloat16):
-            picture = contact_sheet(rollout, self.data, self.vae, blocks, device, self.workers.main)
+        with self.average.worn(self.networks.student):
+            picture = contact_sheet(rollout, self.data, self.vae, blocks, self.workers.device, self.workers.main)
         if picture is not None:
             self.journal.sheet(self.iteration, picture)
 

@@ -74,7 +74,7 @@ def test_dmd_is_its_formula_and_so_is_its_gradient() -> None:
     a, f, r = wide(x, fake, real)
     g = np.stack([(f[b] - r[b]) / np.abs(a[b] - r[b]).mean() for b in range(SHAPE[0])])
     loss = dmd_loss(x, fake, real, counts)
-    assert float(loss) == pytest.approx(0.5 * (g[:, :, 3:] ** 2).mean(), rel=1e-6)
+    assert loss.item() == pytest.approx(0.5 * (g[:, :, 3:] ** 2).mean(), rel=1e-6)
     loss.backward()
     expected = np.concatenate([np.zeros_like(g[:, :, :3]), g[:, :, 3:]], axis=2) / g[:, :, 3:].size
     np.testing.assert_allclose(x.grad.numpy(), expected, rtol=1e-4, atol=1e-9)
@@ -136,7 +136,7 @@ def test_scores_see_the_noised_rollout_and_make_the_loss(objective: str, config:
     loss = float(made.student_loss(DRAWS)[0])
     (seen, timestep, keyboard, fake), (_, _, _, told), (_, _, quiet, untold) = critic.calls[0], *teacher.calls
     assert not quiet.any() and keyboard.any()
-    assert torch.equal(timestep, timestep[:, :1].expand(-1, 6)) and 20 <= timestep.min() and timestep.max() <= 980
+    assert torch.equal(timestep, timestep[:, :1].expand(-1, 6)) and timestep.min() >= 20 and timestep.max() <= 980
     sigma = FlowSchedule(5.0).sigma(timestep).double()[:, None, :, None, None]
     noise = DRAWS.normal("noise", *x.shape[1:]).double()
     torch.testing.assert_close(seen[:, :4].double(), (1 - sigma) * x + sigma * noise, atol=1e-5, rtol=1e-5)
@@ -266,7 +266,7 @@ def teachers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Te
     data = tiny_data(folder, config)
     found = {}
     for context in ("all", "clean"):
-        plan = tiny_plan("forcing", forcing=ForcingSettings(context=context, shared=context == "all", levels="uniform"), iterations=250)
+        plan = tiny_plan("forcing", forcing=ForcingSettings(context=context, shared=context == "all", levels="uniform"), iterations=200)
         nets = Networks(tiny_dit(config, 2, loud=False))
         Trainer(plan, config, nets, data, ALONE, folder / context).run()
         found[context] = nets.student.state_dict()
@@ -274,13 +274,13 @@ def teachers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Te
 
 
 LEARNING = {
-    "forcing": (200, {"forcing": ForcingSettings(context="clean")}),
-    "diffusion": (300, {"forcing": ForcingSettings(context="noisy")}),
-    "regression": (150, {"rollout": ROLL}),
-    "dmd": (200, {"rollout": ROLL, "score": ScoreSettings(critic_space="x0")}),
-    "sid": (200, {"rollout": ROLL, "score": ScoreSettings(critic_space="x0")}),
-    "causvid": (200, {"forcing": ForcingSettings(context="noisy"), "score": ScoreSettings(critic_space="x0")}),
-    "consistency": (250, {"consistency": ConsistencySettings(levels=8, decay=0.5)}),
+    "forcing": (100, {"forcing": ForcingSettings(context="clean")}),
+    "diffusion": (200, {"forcing": ForcingSettings(context="noisy")}),
+    "regression": (80, {"rollout": ROLL}),
+    "dmd": (120, {"rollout": ROLL, "score": ScoreSettings(critic_space="x0")}),
+    "sid": (120, {"rollout": ROLL, "score": ScoreSettings(critic_space="x0")}),
+    "causvid": (150, {"forcing": ForcingSettings(context="noisy"), "score": ScoreSettings(critic_space="x0")}),
+    "consistency": (150, {"consistency": ConsistencySettings(levels=8, decay=0.5)}),
 }
 
 
@@ -298,5 +298,5 @@ def test_it_overfits_two_clips(name: str, config: WorldConfig, tmp_path: Path, t
     before = played_error(nets.student, config, data)
     Trainer(tiny_plan(objective, iterations=iterations, **settings), config, nets, data, ALONE, tmp_path / "run").run()
     after = played_error(nets.student, config, data)
-    print(name, before, after)
-    assert before > 0.8 and after < 0.25
+    print(f"{name}: {before:.3f} -> {after:.3f}")
+    assert before > 0.9 and after < 0.3

@@ -42,7 +42,7 @@ def tiny_clip(seed: int, latents: int, places: tuple[int, int] = (2, 4)) -> Clip
 
 
 def write_clips(folder: Path, blocks: int = BLOCKS, count: int = CLIPS) -> Path:
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     for seed in range(count):
         tiny_clip(seed, 3 * blocks).save(folder / f"{seed}{SUFFIX}", "test")
     return folder
@@ -62,7 +62,7 @@ def tiny_dit(config: WorldConfig, seed: int, loud: bool = True) -> DiT:
 
 
 def tiny_plan(objective: str, **changes: Any) -> Plan:
-    fast = OptimizerSettings(lr=5e-3, critic_lr=5e-3, betas=(0.5, 0.99), weight_decay=0.0, clip=1.0)
+    fast = OptimizerSettings(lr=5e-3, critic_lr=1e-2, betas=(0.0, 0.99), weight_decay=0.0, clip=1.0, schedule="cosine")
     settings = {"optimizer": fast, "blocks": BLOCKS, "batch": 2, "precision": "float32", "student_every": 1, "ema_decay": 0.9, **changes}
     return Plan(world="garden", objective=objective, **settings)
 

@@ -2,12 +2,13 @@
 
 Of each block's denoising passes one is the exit: its x̂₀ is the block, and the only pass with a gradient. Passes before it, and the
 clean pass that leaves the block in the rings, have none; what a block sees of the past is taken as it is. Exits are drawn once for
-all blocks or for each of them.
+all blocks or for each of them. With ``finish`` the passes after the exit are made too, without a gradient, and the rings get their x̂₀.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -36,9 +37,16 @@ class Generated:
         return (torch.arange(self.latents.shape[2], device=self.latents.device) >= self.without_gradient).float()
 
 
+def half_precision(device: torch.device) -> AbstractContextManager:
+    """bfloat16 by autocast. Without its cache: weights cast in a pass without gradient would be used again in the one that has it."""
+    return torch.autocast(device.type, torch.bfloat16, cache_enabled=False)
+
+
 class Rollout:
-    """Plays batches of windows with a gradient. ``cloned``: keep the rings of every block as they were, for a model whose layers are
-    computed again in the backward pass (checkpointing)."""
+    """Plays batches of windows with a gradient, in ``dtype`` (bfloat16: by autocast; the rings have it too).
+
+    ``cloned``: keep the rings of every block as they were, for a model whose layers are computed again in the backward pass.
+    """
 
     def __init__(
         self, dit: DiT, steps: tuple[int, ...], shift: float, settings: RolloutSettings, dtype: torch.dtype = torch.float32,
@@ -82,12 +90,13 @@ class Rollout:
                 rings = cache.clone() if self.cloned and learning else cache
                 passes = self.sampler.denoise(clock, rings, condition, rows, noise)
                 for step in range(last + 1):
-                    with torch.set_grad_enabled(learning and step == last):
+                    with torch.set_grad_enabled(learning and step == last), self._half(batch.latents.device):
                         x0 = next(passes)
-                passes.close()
             yield clock, x0
             if block + 1 < blocks:
-                with torch.no_grad():
+                with torch.no_grad(), self._half(batch.latents.device):
+                    if self.settings.finish and block >= given:
+                        *_, x0 = x0, *passes
                     self._commit(clock, cache, condition, rows, x0.detach(), draws)
             clock = clock.next()
 
@@ -102,6 +111,9 @@ class Rollout:
         """The first latent of the first block that lies wholly within the last N; the last block always has a gradient."""
         n = self.dit.config.num_frame_per_block
         return min(-(-max(0, latents - self.settings.gradient_latents) // n) * n, latents - n)
+
+    def _half(self, device: torch.device) -> AbstractContextManager:
+        return half_precision(device) if self.dtype == torch.bfloat16 else nullcontext()
 
     def _commit(self, clock: BlockClock, cache: object, condition: Tensor, rows: Windows, x0: Tensor, draws: Draws | None) -> None:
         timestep = self.settings.context_noise
