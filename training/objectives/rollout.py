@@ -38,7 +38,7 @@ class Generated:
 
 
 def half_precision(device: torch.device) -> AbstractContextManager:
-    """bfloat16 by autocast. Without its cache: weights cast in a pass without gradient would be used again in the one that has it."""
+    """bfloat16 by autocast, without its cache: no weight cast in a pass without gradient may serve one that has it."""
     return torch.autocast(device.type, torch.bfloat16, cache_enabled=False)
 
 
