@@ -144,7 +144,7 @@ class GardenPool:
 
     def clip(self, index: int) -> Clip:
         clips = self.clips
-        condition = torch.cat([clips.condition[index], clips.settled[:, None]], dim=1).float()  # later ones are the settled one
+        condition = torch.cat([clips.condition[index].float(), clips.settled[:, None].float()], dim=1)  # later ones are the settled one
         return Clip(clips.latents[index].float(), condition, clips.keyboard[index].float(), FULL_LOOK * clips.mouse[index].float())
 
 

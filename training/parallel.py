@@ -7,6 +7,7 @@ step that one would take. Without torchrun no process group is made and no socke
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -65,6 +66,7 @@ class Workers:
         dit.to(self.device)
         if self.mesh is None:
             return dit
+        warnings.filterwarnings("ignore", message="FSDP2-wrapped module")  # of outputs that are views: nobody writes into them
         for layer in dit.blocks:
             if layer.cross_attn is not None:  # its keys of the image are asked for outside the layer's forward
                 fully_shard(layer.cross_attn, mesh=self.mesh, reshard_after_forward=True)

@@ -18,9 +18,11 @@ from engine.picture import to_video
 from game import cli
 from models.errors import WorldError
 from tests.tiny_world import write_tiny_world
+from tests.training.test_trainers import random_clips
 from tests.training.tiny import write_clips
 from training import convert, encode, train
 from training.dataset import Clip, Data, open_clips
+from training.latents import Clips, cut_windows
 from training.parts import make_vae
 from training.sessions import Film, read_csv, read_stretches
 
@@ -174,3 +176,19 @@ def test_a_wrong_command_is_refused_in_one_line(
     assert command(monkeypatch, train, *arguments, *([] if "--device" in arguments else ["--device", "cpu"])) == 2
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 1 and says in lines[0], lines
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_a_gardens_pool_is_read_as_its_own_trainers_read_it(half: bool, tmp_path: Path) -> None:
+    """The pool that `train_dit` leaves, in half precision, also within a training in bfloat16."""
+    clips = random_clips()
+    stored = Clips(**{name: tensor.half() if name != "pose" else tensor for name, tensor in vars(clips).items()})
+    stored.save(tmp_path / "clips.safetensors")
+    config = load_config("garden")
+    data = Data(open_clips(tmp_path / "clips.safetensors", config), config, 0)
+    with torch.autocast("cpu", torch.bfloat16, enabled=half):
+        for first in (0, 12):
+            ours, known = data.window(1, first, 12), cut_windows(stored, torch.tensor([1]), torch.tensor([first]), 12)
+            for a, b in ((ours.latents, known.latents), (ours.condition, known.condition), (ours.rows.keyboard, known.keyboard)):
+                assert torch.equal(a, b)
+            assert torch.equal(ours.rows.mouse, known.mouse) and bool(ours.from_start) == (first == 0) and data.most_blocks == 9
