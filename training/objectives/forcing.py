@@ -33,8 +33,8 @@ def space_factor(sigma: Tensor, space: str) -> Tensor:
 
 
 def level_weight(sigma: Tensor, weighting: str) -> Tensor:
-    """How much a noise level counts. ``bell``: exp(−2 (σ − ½)²), the middle most; ``min_snr``: min(((1 − σ)/σ)², 5) (Hang et al. 2023, of
-    which only the factor on x₀'s error; it is 0 at σ = 1)."""
+    """How much a noise level counts. ``bell``: exp(−2 (σ − ½)²), the middle most; ``min_snr``: min(((1 − σ)/σ)², 5) (Hang et al. 2023), the
+    factor on x₀'s error, so for space "x0"; it is 0 at σ = 1."""
     if weighting == "bell":
         return torch.exp(-2 * (sigma - 0.5).square())
     if weighting == "min_snr":
