@@ -200,7 +200,7 @@ class Data:
 
     @lru_cache(maxsize=4)  # noqa: B019 (a run has one of these)
     def _order(self, purpose: str, epoch: int) -> list[int]:
-        generator = Draws(self.seed, epoch, range(1), 1, purpose)._of("order", "all")
+        generator = Draws(self.seed, epoch, range(1), 1, purpose).generator("order", "all")
         return torch.randperm(len(self.source), generator=generator).tolist()
 
 

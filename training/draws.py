@@ -39,25 +39,25 @@ class Draws:
 
     def normal(self, name: str, *shape: int) -> Tensor:
         """Standard normal [samples, *shape], float32 on the host."""
-        return torch.stack([torch.randn(shape, generator=self._of(name, sample)) for sample in self.samples])
+        return torch.stack([torch.randn(shape, generator=self.generator(name, sample)) for sample in self.samples])
 
     def uniform(self, name: str, *shape: int) -> Tensor:
         """Uniform in [0, 1), [samples, *shape]."""
-        return torch.stack([torch.rand(shape, generator=self._of(name, sample)) for sample in self.samples])
+        return torch.stack([torch.rand(shape, generator=self.generator(name, sample)) for sample in self.samples])
 
     def shared(self, name: str) -> float:
         """One number in [0, 1) that all samples share."""
-        return float(torch.rand((), generator=self._of(name, "all")))
+        return float(torch.rand((), generator=self.generator(name, "all")))
 
     def shared_whole(self, name: str, low: int, high: int) -> int:
         """One whole number in [low, high] that all samples share."""
-        return low + int(torch.randint(high - low + 1, (), generator=self._of(name, "all")))
+        return low + int(torch.randint(high - low + 1, (), generator=self.generator(name, "all")))
 
     def sessions(self) -> BatchNoise:
         """The noise of the sampler: each sample is a session with a seed of its own."""
         return BatchNoise([self._number("session", sample) >> 1 for sample in self.samples])
 
-    def _of(self, name: str, sample: int | str) -> torch.Generator:
+    def generator(self, name: str, sample: int | str) -> torch.Generator:
         return torch.Generator().manual_seed(self._number(name, sample) >> 1)
 
     def _number(self, name: str, sample: int | str) -> int:

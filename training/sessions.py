@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import mmap
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ from models.errors import WorldError, one_line
 MAX_LINE = 4 << 20  # bytes; the header has the start picture in it
 MAX_FRAMES = 256  # of a block
 MAX_PIXELS = 8192 * 4608  # of one frame
+WITH_HUD = b"reverie session with hud "  # in the comment of a film of `--record-hud`
 
 
 @dataclass(frozen=True)
@@ -114,8 +116,11 @@ class Film:
     """An mp4's frames [H, W, 3] uint8, by iterating once; ``fps`` is there before. Raises WorldError where ffmpeg cannot read it."""
 
     def __init__(self, path: Path) -> None:
-        if not path.is_file():
+        if not path.is_file() or not path.stat().st_size:
             raise WorldError(f"there is no film {one_line(path, 200)}")
+        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            if content.find(WITH_HUD) >= 0:
+                raise WorldError(f"{one_line(path, 200)} shows the HUD, which is no part of the world: 'reverie render' films without it")
         try:
             import imageio_ffmpeg
         except ImportError:

@@ -133,7 +133,7 @@ def test_scores_see_the_noised_rollout_and_make_the_loss(objective: str, config:
     made = objective_of(plan, config, nets, tiny_data(tmp_path, config))
     x = made.generate(DRAWS, gradient=False)[0].latents.double()
     teacher, critic = Recorded(nets.teacher), Recorded(nets.critic)
-    loss = float(made.student_loss(DRAWS)[0])
+    loss = made.student_loss(DRAWS)[0].item()
     (seen, timestep, keyboard, fake), (_, _, _, told), (_, _, quiet, untold) = critic.calls[0], *teacher.calls
     assert not quiet.any() and keyboard.any()
     assert torch.equal(timestep, timestep[:, :1].expand(-1, 6)) and timestep.min() >= 20 and timestep.max() <= 980
@@ -165,7 +165,7 @@ def test_causvid_scores_the_noised_truth(config: WorldConfig, tmp_path: Path) ->
     forcing = ForcingSettings(context="noisy")
     made = objective_of(tiny_plan("causvid", score=SCORES, forcing=forcing), config, nets, tiny_data(tmp_path, config))
     student, critic, teacher = Recorded(nets.student), Recorded(nets.critic), Recorded(nets.teacher)
-    loss = float(made.student_loss(DRAWS)[0])
+    loss = made.student_loss(DRAWS)[0].item()
     batch = made.data.batch(DRAWS, 2)
     given, timestep, _, x = student.calls[0]
     assert set(timestep.flatten().tolist()) <= set(FlowSchedule(5.0).timesteps(config.sampler.steps).tolist())
@@ -184,7 +184,7 @@ def test_consistency_follows_teacher_and_target(config: WorldConfig, tmp_path: P
     made = objective_of(plan, config, nets, tiny_data(tmp_path, config))
     student, teacher, target = Recorded(nets.student), Recorded(nets.teacher), Recorded(nets.target)
     draws = Draws(7, 0, range(8), 8)  # so that every level comes up
-    loss = float(made.student_loss(draws)[0])
+    loss = made.student_loss(draws)[0].item()
     known = 3
     (given, high, _, guess), (_, _, _, seen), (nearer, low, _, slow) = student.calls[0], teacher.calls[0], target.calls[0]
     x, high, low = given[:, :4, known:].double(), high[:, known:], low[:, known:]
@@ -205,7 +205,7 @@ def test_forcing_reads_what_the_network_means(prediction: str, tmp_path: Path) -
     plan = tiny_plan("forcing", forcing=ForcingSettings(context="clean", space="velocity", levels="uniform", range=(0.2, 0.9)))
     made = objective_of(plan, config, nets, tiny_data(tmp_path, config))
     student = Recorded(nets.student)
-    loss = float(made.student_loss(DRAWS)[0])
+    loss = made.student_loss(DRAWS)[0].item()
     (x, timestep, _, out), batch = student.calls[0], made.data.batch(DRAWS, 2)
     assert torch.equal(x[:, :4, :3], batch.latents[:, :, :3]) and not timestep[:, :3].any()
     sigma = FlowSchedule(5.0).sigma(timestep[:, 3:]).double()[:, None, :, None, None]

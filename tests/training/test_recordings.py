@@ -74,6 +74,14 @@ def test_training_is_given_what_the_player_was(recorded: tuple[Path, Path], tmp_
     assert torch.equal(later.rows.keyboard, batch.rows.keyboard[:, 6:]) and not later.condition[:, :4].any() and not later.from_start.any()
 
 
+def test_a_film_with_the_hud_in_it_is_refused(recorded: tuple[Path, Path], tmp_path: Path) -> None:
+    film = tmp_path / "hud.mp4"
+    arguments = ["--world", recorded[0], "--headless", "--script", "w", "--blocks", "2", "--record", film, "--record-hud"]
+    assert cli.main([str(a) for a in arguments]) == 0
+    with pytest.raises(WorldError, match="shows the HUD"):
+        Film(film)
+
+
 def test_stretches_end_where_the_game_did(tmp_path: Path) -> None:
     def block(epoch: int, number: int, frames: int, keys: str) -> dict:
         return {"epoch": epoch, "block": number, "keys": list(keys), "look": [0, 0], "frames": frames}
