@@ -266,7 +266,7 @@ def teachers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Te
     data = tiny_data(folder, config)
     found = {}
     for context in ("all", "clean"):
-        plan = tiny_plan("forcing", forcing=ForcingSettings(context=context, shared=context == "all", levels="uniform"), iterations=200)
+        plan = tiny_plan("forcing", forcing=ForcingSettings(context=context, shared=context == "all", levels="uniform"), iterations=150)
         nets = Networks(tiny_dit(config, 2, loud=False))
         Trainer(plan, config, nets, data, ALONE, folder / context).run()
         found[context] = nets.student.state_dict()
@@ -274,13 +274,13 @@ def teachers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Te
 
 
 LEARNING = {
-    "forcing": (100, {"forcing": ForcingSettings(context="clean")}),
-    "diffusion": (200, {"forcing": ForcingSettings(context="noisy")}),
-    "regression": (80, {"rollout": ROLL}),
-    "dmd": (120, {"rollout": ROLL, "score": ScoreSettings(critic_space="x0")}),
-    "sid": (120, {"rollout": ROLL, "score": ScoreSettings(critic_space="x0")}),
-    "causvid": (150, {"forcing": ForcingSettings(context="noisy"), "score": ScoreSettings(critic_space="x0")}),
-    "consistency": (150, {"consistency": ConsistencySettings(levels=8, decay=0.5)}),
+    "forcing": (60, {"forcing": ForcingSettings(context="clean")}),
+    "diffusion": (100, {"forcing": ForcingSettings(context="noisy")}),
+    "regression": (50, {"rollout": ROLL}),
+    "dmd": (100, {"rollout": ROLL, "score": ScoreSettings(critic_space="x0")}),
+    "sid": (80, {"rollout": ROLL, "score": ScoreSettings(critic_space="x0")}),
+    "causvid": (120, {"forcing": ForcingSettings(context="noisy"), "score": ScoreSettings(critic_space="x0")}),
+    "consistency": (120, {"consistency": ConsistencySettings(levels=8, decay=0.5)}),
 }
 
 

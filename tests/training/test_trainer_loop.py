@@ -109,7 +109,7 @@ def test_a_half_written_checkpoint_is_never_seen(tmp_path: Path, monkeypatch: py
     assert (trainer.folder / "last.pt").read_bytes() == before
 
 
-OBJECTIVES = ["forcing", "regression", "dmd-image", "sid", "causvid", "consistency"]
+OBJECTIVES = ["forcing", "dmd-image", "sid", "consistency"]
 
 
 def test_two_processes_do_what_one_does(tmp_path: Path) -> None:
