@@ -168,6 +168,11 @@ def load_config(name_or_yaml: str | Path, options: Mapping[str, Any] | None = No
     return _read_config((Layer("options", None, nested(options)), *layers))  # second, so that it is they who are wrong
 
 
+def read_settings(kind: type, settings: Any, label: str) -> Any:
+    """A dataclass ``kind`` from a table that some other yaml named ``label`` holds, as strictly as a world's. Raises WorldError."""
+    return _read(kind, settings, (Layer(label, None, settings),), "")
+
+
 def _read_config(layers: Layers) -> WorldConfig:
     own = next(layer.file for layer in layers if layer.file is not None)
     config = _read(WorldConfig, merged(layers), layers, "", name=own.stem, file=own)

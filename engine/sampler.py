@@ -60,9 +60,14 @@ class BlockSampler:
             x0 = x0_from_output(x, output.float(), sigma, self.dit.config.prediction)
             yield x0
 
-    def commit(self, clock: BlockClock, cache: DiTCache, condition: Tensor, windows: Windows, x0: Tensor) -> Tensor:
-        """Leave the clean latents' keys and values in the cache; returns the model's output, which nobody needs."""
-        return self._run(x0, CONTEXT_NOISE, clock, cache, condition, windows)
+    def commit(
+        self, clock: BlockClock, cache: DiTCache, condition: Tensor, windows: Windows, x0: Tensor, timestep: float = CONTEXT_NOISE
+    ) -> Tensor:  # fmt: skip
+        """Leave the clean latents' keys and values in the cache; returns the model's output, which nobody needs.
+
+        Only a training may give another ``timestep``, with latents that have as much noise.
+        """
+        return self._run(x0, timestep, clock, cache, condition, windows)
 
     def _run(self, x: Tensor, timestep: float, clock: BlockClock, cache: DiTCache, condition: Tensor, windows: Windows) -> Tensor:
         timesteps = torch.full((1, clock.n), timestep)  # on the host, where float64 is

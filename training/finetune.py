@@ -13,14 +13,16 @@ import argparse
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
+from engine import load_config
 from models.dit import DiT
-from models.flow import FlowSchedule, add_noise
 from training.common import Trainee, TrainingRun
+from training.draws import BatchNoise
 from training.guide import PoseGuide
-from training.latents import CLIP_BLOCKS, ClipMaker, Clips, Windows, cut_windows
-from training.train_dit import ADAMW, BLOCK, STEPS, garden_dit
+from training.latents import CLIP_BLOCKS, CLIP_LATENTS, ClipMaker, Clips, Windows, cut_windows
+from training.objectives.rollout import Rollout as SelfForcing
+from training.plan import RolloutSettings
+from training.train_dit import ADAMW, BLOCK, STEPS, as_batch, garden_dit
 from training.train_vae import load_garden_vae
 
 
@@ -28,48 +30,26 @@ class Rollout:
     """Plays windows block by block with gradients: the error of x0 against the truth, and ``guidance`` times that of the pose."""
 
     def __init__(self, dit: DiT, device: torch.device, guide: PoseGuide | None = None, guidance: float = 0.0) -> None:
-        self.dit, self.device, self.guide, self.guidance = dit, device, guide, guidance
-        schedule = FlowSchedule()
-        self.timesteps = schedule.timesteps(STEPS).to(device)
-        self.sigmas = [float(s) for s in schedule.sigma(schedule.timesteps(STEPS))]
-
-    def _pass(self, latents: Tensor, windows: Windows, cache: object, block: int, timestep: Tensor | float) -> Tensor:
-        own = slice(BLOCK * block, BLOCK * (block + 1))
-        x = torch.cat([latents, windows.condition[:, :, own].to(self.device)], dim=1)
-        t = torch.full((x.shape[0], BLOCK), float(timestep), device=self.device)
-        keyboard, mouse = windows.keyboard[:, own].to(self.device), windows.mouse[:, own].to(self.device)
-        with torch.autocast(self.device.type, torch.bfloat16):
-            return self.dit(x, t, keyboard, mouse, cache, BLOCK * block).float()
+        self.device, self.guide, self.guidance = device, guide, guidance
+        settings = RolloutSettings(finish=True, gradient_latents=CLIP_LATENTS)
+        self.rollout = SelfForcing(dit, STEPS, load_config("garden").sampler.shift, settings, torch.bfloat16)
 
     def __call__(self, windows: Windows, blocks: int, given: int) -> dict[str, float]:
-        """Backpropagates as it goes; ``given`` first blocks are the truth and only committed. Errors of the first and last block."""
-        truth = windows.latents.to(self.device)
-        batch, _, _, height, width = truth.shape
-        cache = self.dit.new_cache(batch, height // 2, width // 2, self.device, torch.float32)
+        """Backpropagates as it goes; ``given`` first blocks are the truth and only committed. Errors of the passes with the gradient:
+        all blocks', the first's and the last's."""
+        batch = as_batch(windows, self.device)
+        exits = torch.randint(len(STEPS), (blocks,)).tolist()
+        noise = BatchNoise(torch.randint(2**62, (len(batch.latents),)).tolist())
         errors = []
-        for block in range(blocks):
-            target = truth[:, :, BLOCK * block : BLOCK * (block + 1)]
-            if block < given:
-                x0 = target
-            else:
-                chosen = int(torch.randint(len(STEPS), ()))
-                x = torch.randn_like(target)
-                for step, (timestep, sigma) in enumerate(zip(self.timesteps, self.sigmas, strict=True)):
-                    if step:
-                        x = add_noise(x0, torch.randn_like(x0), sigma)
-                    with torch.set_grad_enabled(step == chosen):
-                        out = self._pass(x, windows, cache, block, timestep)
-                        if step == chosen:
-                            loss = (out - target).square().mean()
-                            if self.guide is not None:
-                                pose = windows.pose[:, BLOCK * block : BLOCK * (block + 1)].to(self.device)
-                                loss = loss + self.guidance * self.guide.loss(pose).mean()
-                            (loss / (blocks - given)).backward()
-                    x0 = out.detach()
-                errors.append(float((x0 - target).square().mean()))
-            if block < blocks - 1:
-                with torch.no_grad():
-                    self._pass(x0, windows, cache, block, 0.0)
+        for clock, x0 in self.rollout.play(batch, exits, noise, given):
+            if clock.block < given:
+                continue
+            own = slice(clock.start, clock.start + BLOCK)
+            loss = error = (x0 - batch.latents[:, :, own]).square().mean()
+            if self.guide is not None:
+                loss = error + self.guidance * self.guide.loss(windows.pose[:, own].to(self.device)).mean()
+            (loss / (blocks - given)).backward()
+            errors.append(error.item())
         return {"loss": sum(errors) / len(errors), "first": errors[0], "last": errors[-1]}
 
 

@@ -16,17 +16,19 @@ import torch
 from torch import Tensor
 
 from engine import load_config
-from models.attention import MaskPlan
+from engine.conditioning import Windows as Rows
 from models.dit import DiT
 from models.flow import FlowSchedule
 from training.common import Trainee, TrainingRun
+from training.dataset import Batch
 from training.guide import PoseGuide
 from training.latents import ClipMaker, Clips, Windows, sample_windows
+from training.learner import NOT_HIDDEN as ADAMW
+from training.objectives.view import View
 from training.train_vae import load_garden_vae
 
 STEPS = (1000, 666, 333)
 BLOCK = 3
-ADAMW = ("head.head", "patch_embedding", "modulation", "keyboard_embed", "time_")  # matrices that are no hidden layers
 
 
 def garden_dit() -> DiT:
@@ -34,13 +36,10 @@ def garden_dit() -> DiT:
     return DiT(load_config("garden").model)
 
 
-def teacher_forcing_mask(latents: int, device: torch.device) -> Tensor:
-    """[2T - 3, 2T - 3] bool, clean latents first: who (row) sees whom (column). Nobody sees the last block clean: it is left out."""
-    block = torch.arange(latents, device=device) // BLOCK
-    earlier_or_own, earlier, own = (op(block[:, None], block[None]) for op in (torch.ge, torch.gt, torch.eq))
-    clean = torch.cat([earlier_or_own[:-BLOCK, :-BLOCK], torch.zeros_like(own[:-BLOCK])], dim=1)
-    noisy = torch.cat([earlier[:, :-BLOCK], own], dim=1)
-    return torch.cat([clean, noisy])
+def as_batch(windows: Windows, device: torch.device) -> Batch:
+    """The same windows as the objectives take them."""
+    rows = Rows(windows.keyboard, windows.mouse)
+    return Batch(windows.latents, windows.condition, rows, windows.from_start).to(device)
 
 
 class TeacherForcing:
@@ -54,10 +53,8 @@ class TeacherForcing:
         schedule = FlowSchedule()
         self.timesteps = schedule.timesteps(STEPS).to(device)
         self.sigmas = schedule.sigma(self.timesteps).to(device)
-        self.mask = teacher_forcing_mask(latents, device)
-        self.plan = MaskPlan.from_mask(self.mask)
-        self.positions = torch.cat([torch.arange(latents - BLOCK), torch.arange(latents)])
-        self.forward = dit.forward_parallel
+        self.dit = dit
+        self.view = View(latents, BLOCK, dit.config.local_attn_size, "clean", device)
         if compiled:  # layer by layer: two kinds of layer are two compilations, whatever the depth
             for layer in dit.blocks:
                 layer.forward = torch.compile(layer.forward)  # and not the call around it, which holds the guide's hook
@@ -67,8 +64,8 @@ class TeacherForcing:
 
         First blocks of windows cut from the middle of a session do not count.
         """
-        given = (windows.latents, windows.condition, windows.keyboard, windows.mouse)
-        x0, condition, keyboard, mouse = (v.to(self.device) for v in given)
+        given = as_batch(windows, self.device)
+        x0 = given.latents
         batch, blocks = x0.shape[0], self.latents // BLOCK
         level = torch.multinomial(level_weights, batch * blocks, replacement=True).view(batch, blocks).to(self.device)
         per_latent = level.repeat_interleave(BLOCK, dim=1)  # [B, T]
@@ -76,15 +73,11 @@ class TeacherForcing:
         noisy = (1 - sigma) * x0 + sigma * torch.randn_like(x0)
         drift = self.context_noise * torch.rand(batch, 1, blocks, 1, 1, device=self.device).square().repeat_interleave(BLOCK, dim=2)
         clean = x0 + drift * torch.randn_like(x0)
-        known = self.latents - BLOCK  # clean latents
-        x = torch.cat([torch.cat([clean, condition], 1)[:, :, :known], torch.cat([noisy, condition], 1)], dim=2)  # [B, 36, 2T - 3, h, w]
-        timestep = torch.cat([torch.zeros_like(sigma[:, 0, :known, 0, 0]), self.timesteps[per_latent]], dim=1)  # [B, 2T - 3]
         with torch.autocast(self.device.type, torch.bfloat16):
-            rows = [torch.cat([a[:, :known], a], dim=1) for a in (keyboard, mouse)]  # both halves under the same actions
-            out = self.forward(x, timestep, *rows, self.positions, self.mask, plan=self.plan)
-        pose = windows.pose.to(self.device)
+            out = self.view.x0(self.dit, noisy, self.timesteps[per_latent], sigma, given, clean)
+        pose, known = windows.pose.to(self.device), self.view.known
         guess = self.guide.loss(torch.cat([pose[:, :known], pose], dim=1))  # [B, 2T - 3]
-        error = (out[:, :, known:].float() - x0).square().mean((1, 3, 4))  # [B, T]
+        error = (out - x0).square().mean((1, 3, 4))  # [B, T]
         error = error.view(batch, blocks, BLOCK).mean(-1)
         counts = torch.ones_like(error)
         counts[~windows.from_start.to(self.device), 0] = 0

@@ -18,8 +18,9 @@ from training.finetune import Rollout
 from training.flow_sign import motion
 from training.guide import FEATURES, PoseGuide, pose_features
 from training.latents import CLIP_FRAMES, CLIP_LATENTS, CONDITION_LATENTS, Clips, condition_rows, cut_windows, sample_windows
+from training.masks import teacher_forcing
 from training.simulator import Pose, random_poses, render, step
-from training.train_dit import BLOCK, TeacherForcing, teacher_forcing_mask
+from training.train_dit import BLOCK, TeacherForcing
 
 
 def small_dit() -> DiT:
@@ -78,7 +79,7 @@ def test_teacher_forcing_sees_what_play_sees() -> None:
     timestep = torch.cat([torch.zeros(2, known), torch.full((2, latents), 908.84)], dim=1)
     rows = [torch.cat([v[:, :known], v], dim=1) for v in (windows.keyboard, windows.mouse)]
     positions = torch.cat([torch.arange(known), torch.arange(latents)])
-    mask = teacher_forcing_mask(latents, torch.device("cpu"))
+    mask = teacher_forcing(latents, BLOCK, dit.config.local_attn_size)
     with torch.no_grad():
         together = dit.forward_parallel(x, timestep, *rows, positions, mask)[:, :, known:]
         cache = dit.new_cache(2, 2, 3)

@@ -1,0 +1,229 @@
+"""The loop: goes on exactly where it stopped, however it was stopped, and comes to the same on any number of processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from models.errors import WorldError
+from models.vae import VAE
+from tests.training.child import SETTINGS, endless_plan, plan_of, trainer_of
+from tests.training.tiny import ALONE, networks_for, tiny_config, tiny_data, tiny_dit, tiny_plan
+from training.draws import Draws
+from training.learner import Average
+from training.objectives import Networks
+from training.plan import OptimizerSettings
+from training.trainer import Trainer, TrainingError
+
+ROOT = Path(__file__).parents[2]
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+def state_of(folder: Path) -> dict:
+    return torch.load(folder / "last.pt", weights_only=True)
+
+
+def assert_equal(a: object, b: object, where: str = "") -> None:
+    """The same nested dicts, lists and numbers, tensors bit for bit."""
+    if isinstance(a, dict):
+        assert a.keys() == b.keys(), where
+        for key in a:
+            if key != "seconds":
+                assert_equal(a[key], b[key], f"{where}.{key}")
+    elif isinstance(a, torch.Tensor):
+        assert torch.equal(a, b), where
+    else:
+        assert a == b, where
+
+
+@pytest.mark.parametrize("objective", ["dmd", "consistency"])
+def test_a_resumed_run_is_the_same_run(objective: str, tmp_path: Path) -> None:
+    """Weights, averages, optimisers, critic, target, drawn numbers and the place in the data, bit for bit."""
+    config = tiny_config(tmp_path)
+    data = tiny_data(tmp_path, config, blocks=3, count=3)
+
+    def run(folder: str, iterations: int) -> dict:
+        plan = tiny_plan(objective, iterations=iterations, student_every=2, ema_from=2, micro=1, **SETTINGS.get(objective, {}))
+        plan = replace(plan, optimizer=replace(plan.optimizer, schedule="constant", warmup=3))
+        Trainer(plan, config, networks_for(objective, config), data, ALONE, tmp_path / folder).run()
+        return state_of(tmp_path / folder)
+
+    whole = run("whole", 5)
+    run("parts", 2)
+    parts = run("parts", 5)
+    assert_equal(whole, parts)
+    fresh = networks_for(objective, config).student.state_dict()
+    assert any(not torch.equal(fresh[name], whole["model"][name]) for name in fresh)
+    assert any(not torch.equal(whole["averaged"][name], whole["model"][name]) for name in fresh)
+
+
+def test_a_killed_run_loses_at_most_one_interval(tmp_path: Path) -> None:
+    """SIGKILL in the middle; what is left goes on to the very bits of a run that was never stopped."""
+    command = [sys.executable, "-m", "tests.training.child", str(tmp_path)]
+    process = subprocess.Popen(command, cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.DEVNULL)
+    folder, deadline = tmp_path / "forcing-1", time.monotonic() + 240
+    log = folder / "log.jsonl"
+    try:
+        while not log.exists() or len(log.read_text().splitlines()) < 13:
+            assert process.poll() is None and time.monotonic() < deadline, "the training ended or did not begin"
+            time.sleep(0.01)
+    finally:
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+    done = json.loads([line for line in log.read_text().splitlines(keepends=True) if line.endswith("\n")][-1])["step"]
+    saved = state_of(folder)["step"]
+    assert saved % 5 == 0 and done - saved <= 5 and saved >= 10
+    until = saved + 4
+    again = trainer_of(tmp_path, "forcing", ALONE, replace(endless_plan(), iterations=until))
+    assert again.iteration == saved
+    assert [json.loads(line)["step"] for line in log.read_text().splitlines()] == list(range(1, saved + 1))
+    again.run()
+    trainer_of(tmp_path / "whole", "forcing", ALONE, replace(endless_plan(), iterations=until, save_every=1000)).run()
+    plans = [state_of(place / "forcing-1") for place in (tmp_path, tmp_path / "whole")]
+    assert_equal(*plans)
+
+
+def test_a_half_written_checkpoint_is_never_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = trainer_of(tmp_path, "forcing", ALONE, replace(endless_plan(), iterations=2))
+    trainer.run()
+    before = (trainer.folder / "last.pt").read_bytes()
+
+    def torn(state: dict, file: object) -> None:
+        file.write(b"half of it")
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(torch, "save", torn)
+    with pytest.raises(OSError, match="no space"):
+        trainer.save()
+    assert (trainer.folder / "last.pt").read_bytes() == before
+
+
+OBJECTIVES = ["forcing", "dmd-image", "sid", "consistency"]
+
+
+def test_two_processes_do_what_one_does(tmp_path: Path) -> None:
+    """FSDP2 over gloo: the same losses, and a checkpoint that one process goes on from."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "tests.training.child", str(tmp_path), *OBJECTIVES]
+    meeting = {**ENVIRONMENT, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}  # as torchrun sets it
+    processes = [
+        subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, env={**meeting, "RANK": str(rank), "LOCAL_RANK": str(rank)})
+        for rank in range(2)
+    ]
+    try:
+        for objective in OBJECTIVES:
+            trainer_of(tmp_path, objective, ALONE, plan_of(objective.removesuffix("-image"), micro=3)).run()
+        assert [process.wait(timeout=400) for process in processes] == [0, 0]
+    finally:
+        for process in processes:
+            process.kill()
+    for objective in OBJECTIVES:
+        logs = [[json.loads(line) for line in (tmp_path / f"{objective}-{n}" / "log.jsonl").read_text().splitlines()] for n in (1, 2)]
+        assert len(logs[0]) == len(logs[1]) == 3
+        for one, two in zip(*logs, strict=True):
+            assert one.keys() == two.keys() and any(name.endswith("loss") for name in one)
+            for name in one.keys() - {"minutes"}:
+                assert two[name] == pytest.approx(one[name], rel=1e-4, abs=1e-6), (objective, name)
+        one, two = (state_of(tmp_path / f"{objective}-{n}") for n in (1, 2))
+        for name, weight in one["averaged"].items():
+            torch.testing.assert_close(two["averaged"][name], weight, atol=2e-4, rtol=1e-3)
+        assert one["optimizer"]["state"].keys() == two["optimizer"]["state"].keys()
+    (tmp_path / "sid-1" / "last.pt").write_bytes((tmp_path / "sid-2" / "last.pt").read_bytes())
+    again = trainer_of(tmp_path, "sid", ALONE, replace(plan_of("sid"), iterations=5))
+    assert again.iteration == 3
+    again.run()
+
+
+def test_it_stops_at_a_loss_that_is_no_number_and_keeps_the_checkpoint(tmp_path: Path) -> None:
+    trainer = trainer_of(tmp_path, "forcing", ALONE, replace(endless_plan(), iterations=5))
+    trainer.run()
+    trainer.plan = endless_plan()
+    with torch.no_grad():
+        trainer.networks.student.head.head.weight.fill_(float("nan"))
+    with pytest.raises(TrainingError, match="no number at iteration 5"):
+        trainer.run()
+    assert torch.isfinite(state_of(trainer.folder)["model"]["head.head.weight"]).all()
+
+
+def test_another_plan_does_not_go_on_from_a_folder(tmp_path: Path) -> None:
+    plan = replace(endless_plan(), iterations=1)
+    trainer_of(tmp_path, "forcing", ALONE, plan).run()
+    with pytest.raises(WorldError, match="begun with batch 2, the plan says 4: choose another --out"):
+        trainer_of(tmp_path, "forcing", ALONE, replace(plan, batch=4))
+    torch.save({"model": {}, "step": 3}, tmp_path / "forcing-1" / "last.pt")
+    with pytest.raises(WorldError, match="another trainer"):
+        trainer_of(tmp_path, "forcing", ALONE, plan)
+    (tmp_path / "forcing-1" / "last.pt").write_bytes(b"PK torn")
+    with pytest.raises(WorldError, match="cannot be read"):
+        trainer_of(tmp_path, "forcing", ALONE, plan)
+
+
+def test_every_clip_is_seen_once_before_any_is_seen_again(tmp_path: Path) -> None:
+    config = tiny_config(tmp_path)
+    data = tiny_data(tmp_path, config, count=5)
+    seen = [data._order("student", c // 5)[c % 5] for turn in range(5) for c in Draws(0, 10 * turn, range(2), 2, turn=turn).counters]
+    assert sorted(seen[:5]) == sorted(seen[5:]) == list(range(5)) and seen[:5] != seen[5:]
+
+
+def test_the_average_begins_late(tmp_path: Path) -> None:
+    dit = tiny_dit(tiny_config(tmp_path), 1)
+    average, weight = Average(dit, 0.9, start=3), dit.head.head.weight
+    for iteration in range(5):
+        with torch.no_grad():
+            weight.fill_(float(iteration))
+        average.update(dit, iteration)
+    expected = 0.9 * (0.9 * 2 + 0.1 * 3) + 0.1 * 4
+    torch.testing.assert_close(average.weights["head.head.weight"], torch.full_like(weight, expected))
+    with average.worn(dit):
+        assert float(dit.head.head.weight[0, 0].detach()) == pytest.approx(expected)
+    assert (dit.head.head.weight == 4).all()
+
+
+@pytest.mark.parametrize("objective", ["regression", "dmd", "sid"])
+def test_half_precision_loses_no_gradient(objective: str, tmp_path: Path) -> None:
+    """Every weight gets about the gradient it gets in float32, though most passes of a rollout are made without one."""
+    config = tiny_config(tmp_path)
+    found = []
+    for precision in ("float32", "bfloat16"):
+        nets = networks_for(objective, config)
+        plan = tiny_plan(objective, precision=precision, **SETTINGS[objective])
+        trainer = Trainer(plan, config, nets, tiny_data(tmp_path, config, blocks=3), ALONE, tmp_path / precision)
+        trainer.student.step = lambda *_: torch.zeros(())  # leaves the gradients where they are
+        trainer._update(trainer.student, "student", trainer.objective.student_loss)
+        found.append({name: p.grad for name, p in nets.student.named_parameters() if p.requires_grad})
+    assert all(grad is not None for grad in found[1].values())
+    one, other = (torch.cat([grad.flatten() for grad in grads.values()]) for grads in found)
+    assert torch.cosine_similarity(one, other, dim=0) > 0.98
+
+
+@pytest.mark.parametrize("kind", ["adamw", "muon"])
+def test_reports_sheets_and_half_precision(kind: str, tmp_path: Path) -> None:
+    """bfloat16 with float32 masters, checkpointed layers, a contact sheet, TensorBoard files."""
+    board = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    config = tiny_config(tmp_path)
+    plan = tiny_plan("regression", iterations=4, report_every=2, sheet_every=2, checkpointing=True, **SETTINGS["regression"])
+    plan = replace(plan, precision="bfloat16", optimizer=OptimizerSettings(kind=kind, lr=1e-3))
+    vae = VAE(config.vae).eval().requires_grad_(False)
+    nets = Networks(tiny_dit(config, 1))
+    Trainer(plan, config, nets, tiny_data(tmp_path, config, blocks=3), ALONE, tmp_path / "run", vae, tensorboard=True).run()
+    assert all(p.dtype == torch.float32 for p in nets.student.parameters())
+    assert sorted(p.name for p in (tmp_path / "run" / "sheets").iterdir()) == ["000002.png", "000004.png"]
+    assert Image.open(tmp_path / "run" / "sheets" / "000002.png").size == (3 * 32, 2 * 2 * 16)
+    events = board.EventAccumulator(str(tmp_path / "run" / "tensorboard"))
+    events.Reload()
+    lines = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    assert [e.step for e in events.Scalars("loss")] == [2, 4] == [line["step"] for line in lines]
+    assert events.Scalars("loss")[0].value == pytest.approx(lines[0]["loss"])

@@ -1,0 +1,143 @@
+"""One process or many: the same training. Under `torchrun` weights, averages and optimiser states are sharded (FSDP2).
+
+Every process draws and computes its own samples of the batch; gradients are averaged, so that any number of processes takes the
+step that one would take. Without torchrun no process group is made and no socket opened.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from models.dit import DiT
+from models.errors import WorldError, one_line
+
+
+@dataclass(frozen=True)
+class Workers:
+    """This process among ``count``; ``mesh`` is None where it is the only one."""
+
+    rank: int
+    count: int
+    device: torch.device
+    mesh: DeviceMesh | None = None
+
+    @classmethod
+    def start(cls, device: str) -> Workers:
+        """Join the others where `torchrun` started this process (it sets RANK and WORLD_SIZE). Raises WorldError for no such device."""
+        try:
+            place = torch.device(device)
+            count = int(os.environ.get("WORLD_SIZE", "1"))
+            if "RANK" in os.environ and count > 1 and place.type == "cuda":
+                place = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+                torch.cuda.set_device(place)
+            torch.empty(1, device=place)
+        except (RuntimeError, AssertionError, ValueError) as error:
+            raise WorldError(f"there is no device {one_line(device, 80)!r} for training here: {one_line(error, 120)}") from None
+        if "RANK" not in os.environ or count == 1:
+            return cls(0, 1, place)
+        dist.init_process_group("nccl" if place.type == "cuda" else "gloo")
+        return cls(dist.get_rank(), count, place, init_device_mesh(place.type, (count,)))
+
+    @property
+    def main(self) -> bool:
+        """Whether this process writes files and speaks."""
+        return self.rank == 0
+
+    def samples(self, batch: int) -> range:
+        """The places in the batch that are this process's. Raises WorldError for a batch that cannot be shared out equally."""
+        if batch % self.count:
+            raise WorldError(f"a batch of {batch} cannot be shared by {self.count} processes: make it a multiple")
+        share = batch // self.count
+        return range(self.rank * share, (self.rank + 1) * share)
+
+    def shard(self, dit: DiT) -> DiT:
+        """``dit`` spread over the processes, layer by layer, in place; itself where there is but one."""
+        dit.to(self.device)
+        if self.mesh is None:
+            return dit
+        warnings.filterwarnings("ignore", message="FSDP2-wrapped module")  # of outputs that are views: nobody writes into them
+        for layer in dit.blocks:
+            if layer.cross_attn is not None:  # its keys of the image are asked for outside the layer's forward
+                fully_shard(layer.cross_attn, mesh=self.mesh, reshard_after_forward=True)
+                register_fsdp_forward_method(layer.cross_attn, "keys_values")
+            fully_shard(layer, mesh=self.mesh, reshard_after_forward=True)
+        fully_shard(dit, mesh=self.mesh, reshard_after_forward=True)  # the root too: kept, it would be stale after the optimiser's step
+        register_fsdp_forward_method(dit, "forward_parallel")
+        register_fsdp_forward_method(dit, "precompute_context")
+        return dit
+
+    def mean(self, values: dict[str, Tensor]) -> dict[str, float]:
+        """The mean over all processes of each number."""
+        if not values:
+            return {}
+        together = torch.stack([value.detach().float().cpu().to(self.device) for value in values.values()])
+        if self.mesh is not None:
+            dist.all_reduce(together)
+            together /= self.count
+        return dict(zip(values, together.tolist(), strict=True))
+
+    def agree(self, flag: bool) -> bool:
+        """Whether any process says so: they must stop and save together."""
+        return self.mean({"flag": torch.tensor(float(flag))})["flag"] > 0
+
+    def finish(self) -> None:
+        """Leave the others."""
+        if self.mesh is not None:
+            dist.barrier()
+            dist.destroy_process_group()
+
+
+def local(tensor: Tensor) -> Tensor:
+    """This process's part, over the same memory."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """All of a tensor on the host. Where it is sharded, all processes must ask."""
+    full = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    return full.detach().to("cpu", copy=True)
+
+
+def part_like(full: Tensor, like: Tensor) -> Tensor:
+    """A whole tensor that every process has, laid out as ``like``."""
+    full = full.to(like.device)
+    if not isinstance(like, DTensor):
+        return full
+    return distribute_tensor(full, like.device_mesh, like.placements, src_data_rank=None)
+
+
+def whole_state(module: nn.Module) -> dict[str, Tensor]:
+    """A module's state, whole, on the host."""
+    return {name: whole(tensor) for name, tensor in module.state_dict().items()}
+
+
+@torch.no_grad()
+def load_whole(module: nn.Module, state: dict[str, Tensor]) -> None:
+    """Give a module, sharded or not, its whole state back."""
+    own = module.state_dict()
+    if own.keys() != state.keys():
+        raise WorldError(f"the weights do not fit: they differ in {', '.join(sorted(own.keys() ^ state.keys())[:3])}")
+    for name, tensor in own.items():
+        if tensor.shape != state[name].shape:
+            raise WorldError(f"the weights do not fit: {name} is {list(state[name].shape)}, expected {list(tensor.shape)}")
+        local(tensor).copy_(local(part_like(state[name], tensor)))
+
+
+def mapped(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """``value`` with every tensor in its dicts and lists changed."""
+    if isinstance(value, dict):
+        return {key: mapped(item, change) for key, item in value.items()}
+    if isinstance(value, list):
+        return [mapped(item, change) for item in value]
+    return change(value) if isinstance(value, Tensor) else value
