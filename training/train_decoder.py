@@ -16,12 +16,12 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from models.attention import MaskPlan
 from models.dit import DiT
 from models.flow import FlowSchedule, add_noise
 from training.common import Trainee, TrainingRun, starting_weights
 from training.latents import ClipMaker, Windows, cut_windows
-from training.train_dit import BLOCK, STEPS, garden_dit, teacher_forcing_mask
+from training.objectives.view import View
+from training.train_dit import BLOCK, STEPS, as_batch, garden_dit
 from training.train_vae import garden_vae, load_garden_vae, picture_loss, read_scale, sharpness_loss
 
 TRUTH_NOISE = 0.1  # as in `training.train_vae`
@@ -31,29 +31,23 @@ class Imagination:
     """A frozen denoiser that makes every block of a window out of noise and the clean blocks before it."""
 
     def __init__(self, dit: DiT, latents: int, device: torch.device) -> None:
-        self.dit, self.device, self.known = dit.eval().requires_grad_(False), device, latents - BLOCK
+        self.dit, self.device = dit.eval().requires_grad_(False), device
         schedule = FlowSchedule()
         self.timesteps = schedule.timesteps(STEPS)
-        self.sigmas = [float(s) for s in schedule.sigma(self.timesteps)]
-        self.mask = teacher_forcing_mask(latents, device)
-        self.plan = MaskPlan.from_mask(self.mask)
-        self.positions = torch.cat([torch.arange(self.known), torch.arange(latents)])
+        self.sigmas = schedule.sigma(self.timesteps)
+        self.view = View(latents, BLOCK, dit.config.local_attn_size, "clean", device)
 
     @torch.no_grad()
     def __call__(self, windows: Windows) -> Tensor:
         """x0 of all blocks, [B, z, T, h, w]."""
-        given = (windows.latents, windows.condition, windows.keyboard, windows.mouse)
-        truth, condition, keyboard, mouse = (v.to(self.device) for v in given)
-        rows = [torch.cat([a[:, : self.known], a], dim=1) for a in (keyboard, mouse)]
-        clean = torch.cat([truth, condition], dim=1)[:, :, : self.known]
+        given = as_batch(windows, self.device)
+        truth = given.latents
         x0 = torch.zeros_like(truth)  # at sigma 1 nothing is left of it
         for timestep, sigma in zip(self.timesteps, self.sigmas, strict=True):
-            x = add_noise(x0, torch.randn_like(x0), sigma)
-            times = torch.zeros(truth.shape[0], 2 * self.known + BLOCK, device=self.device)
-            times[:, self.known :] = float(timestep)
+            noisy = add_noise(x0, torch.randn_like(x0), float(sigma))
+            times = timestep.float().expand(truth.shape[0], truth.shape[2]).to(self.device)
             with torch.autocast(self.device.type, torch.bfloat16):
-                halves = torch.cat([clean, torch.cat([x, condition], dim=1)], dim=2)
-                x0 = self.dit.forward_parallel(halves, times, *rows, self.positions, self.mask, plan=self.plan)[:, :, self.known :].float()
+                x0 = self.view.x0(self.dit, noisy, times, sigma.to(self.device), given, truth)
         return x0
 
 
