@@ -1,7 +1,7 @@
 """Actions in, frames out. What is named here is all that `game` may use."""
 
 from engine.actions import IDLE, Action, ActionSpace
-from engine.bench import BenchReport, benchmark
+from engine.bench import SETTLE, BenchReport, benchmark, ceiling_of
 from engine.clip import check_clip, clip_limit
 from engine.config import WorldConfig, load_config
 from engine.exact import NOISE, fingerprint, pin_threads, processor, settings
@@ -18,6 +18,7 @@ __all__ = [
     "IDLE",
     "NOISE",
     "REWIND_MB",
+    "SETTLE",
     "Action",
     "ActionSpace",
     "BenchReport",
@@ -29,6 +30,7 @@ __all__ = [
     "WorldConfig",
     "WorldError",
     "benchmark",
+    "ceiling_of",
     "check_clip",
     "clip_limit",
     "compare_weights",

@@ -1,15 +1,19 @@
-"""How long a block takes, stage by stage."""
+"""How fast a world is, stage by stage and end to end, held against what the machine can do."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 
 import numpy as np
 
 from engine.actions import Action
+from engine.bench_flops import block_work
+from engine.bench_machine import Ceiling, describe_machine, measure_ceiling, peak_memory
 from engine.session import Session
+
+SETTLE = 5  # blocks after which the window is full, for every window there is
 
 
 @dataclass(frozen=True)
@@ -19,6 +23,19 @@ class StageTime:
     median: float
     p90: float
     p99: float
+
+
+@dataclass(frozen=True)
+class Efficiency:
+    """What was reached, against what the machine can do at best (`bench_machine.Ceiling`)."""
+
+    transformer_tflops: float
+    decoder_tflops: float
+    ceiling_tflops: float
+    transformer_share: float  # of the ceiling, 0 to 1
+    decoder_share: float
+    read_gb_s: float  # weights and caches that the transformer must read, over its time
+    copy_gb_s: float  # the ceiling
 
 
 @dataclass(frozen=True)
@@ -35,6 +52,12 @@ class BenchReport:
     native_fps: int
     speed: float
     stages: dict[str, StageTime]  # in the order of the block, "total" last
+    first_frame: StageTime | None = None  # milliseconds from having an action to the first frame of its block, in host memory
+    efficiency: Efficiency | None = None
+    startup: dict[str, float] = field(default_factory=dict)  # seconds
+    peak_bytes: dict[str, int] = field(default_factory=dict)
+    machine: dict[str, object] = field(default_factory=dict)
+    engine: dict[str, object] = field(default_factory=dict)  # how it was played: decoder, compiled or not, attention, …
 
     def to_dict(self) -> dict[str, object]:
         """Plain numbers and texts, for json."""
@@ -46,38 +69,121 @@ class BenchReport:
             f"{self.world} on {self.device}, {self.dtype}: {self.frames} frames in {self.seconds:.2f} s = {self.fps:.1f} fps "
             f"({self.speed:.2f} x the native {self.native_fps})"
         )
-        lines = [f"{name:<14}{stage.median:10.2f}{stage.p90:10.2f}{stage.p99:10.2f}" for name, stage in self.stages.items()]
-        return "\n".join([head, "", f"{'ms per block':<14}{'median':>10}{'p90':>10}{'p99':>10}", *lines])
+        stages = {**self.stages, **({} if self.first_frame is None else {"action→frame": self.first_frame})}
+        lines = [f"{name:<14}{stage.median:10.2f}{stage.p90:10.2f}{stage.p99:10.2f}" for name, stage in stages.items()]
+        return "\n".join([head, "", f"{'ms per block':<14}{'median':>10}{'p90':>10}{'p99':>10}", *lines, *self._remarks()])
+
+    def _remarks(self) -> list[str]:
+        found = []
+        if (e := self.efficiency) is not None:
+            found.append(
+                f"transformer {e.transformer_tflops:.3g} TFLOP/s ({e.transformer_share:.0%} of {e.ceiling_tflops:.3g}), "
+                f"decoder {e.decoder_tflops:.3g} TFLOP/s ({e.decoder_share:.0%}); "
+                f"weights and caches at {e.read_gb_s:.3g} GB/s (a copy: {e.copy_gb_s:.3g})"
+            )
+        if self.startup:
+            found.append("start-up: " + ", ".join(f"{name} {seconds:.2f} s" for name, seconds in self.startup.items()))
+        if self.peak_bytes:
+            found.append("peak memory: " + ", ".join(f"{where} {size / 1e6:.0f} MB" for where, size in self.peak_bytes.items()))
+        if self.engine:
+            found.append("played with: " + ", ".join(f"{name} {value}" for name, value in self.engine.items()))
+        if self.machine:
+            found.append("on: " + ", ".join(f"{name} {value}" for name, value in self.machine.items()))
+        return ["", *found] if found else []
 
 
-def benchmark(session: Session, blocks: int = 20, action_of: Callable[[int], Action] | None = None, warmup: int = 2) -> BenchReport:
+def benchmark(
+    session: Session,
+    blocks: int = 20,
+    action_of: Callable[[int], Action] | None = None,
+    warmup: int = 2,
+    startup: dict[str, float] | None = None,
+    ceiling: Ceiling | None = None,
+) -> BenchReport:
     """Play ``warmup`` blocks unmeasured, then ``blocks`` measured ones, as fast as the session can.
 
-    ``action_of(i)`` is the action of block i; by default every key of the world in turn. Raises ValueError for blocks < 1.
+    ``action_of(i)`` is the action of block i; by default every key of the world in turn. Where a device works beside the host the
+    blocks are played twice: once without waiting, for the rate, and once waiting after every stage, for the stages. ``ceiling``
+    adds what part of the machine is used, ``startup`` is passed on. Raises ValueError for blocks < 1.
     """
     if blocks < 1 or warmup < 0:
         raise ValueError(f"a benchmark needs at least one block, got {blocks} (and {warmup} to warm up)")
     world, keys = session.world, session.world.config.actions.keys
-    action_of = action_of or (lambda block: Action(frozenset(keys[block % len(keys) :][:1])))
-    session.precise_timings = True
+    choose = action_of or (lambda block: Action(frozenset(keys[block % len(keys) :][:1])))
+    for block in range(warmup):
+        session.step(choose(block))
+    precise = world.device.type == "cpu"  # nothing to wait for
+    session.precise_timings = precise
     try:
-        for block in range(warmup):
-            session.step(action_of(block))
-        frames, laps = 0, []
-        begun = time.perf_counter()
-        for block in range(warmup, warmup + blocks):
-            frames += len(session.step(action_of(block)))
-            laps.append(session.timings)
-        seconds = time.perf_counter() - begun
+        frames, laps, ready, seconds = _play(session, choose, warmup, blocks)
+        if not precise:
+            session.precise_timings = True
+            totals = [lap["total"] for lap in laps]
+            _, laps, _, _ = _play(session, choose, warmup + blocks, blocks)
+            for lap, total in zip(laps, totals, strict=True):
+                lap["total"] = total  # as it is played, not as it is measured
     finally:
         session.precise_timings = False
-    stages = {name: _stage([lap[name] for lap in laps]) for name in laps[0]}
-    native = world.config.fps
-    dtype = str(world.dtype).removeprefix("torch.")
     return BenchReport(
-        world.config.name, str(world.device), dtype, blocks, frames, seconds, frames / seconds, native, frames / seconds / native, stages
+        world=world.config.name,
+        device=str(world.device),
+        dtype=str(world.dtype).removeprefix("torch."),
+        blocks=blocks,
+        frames=frames,
+        seconds=seconds,
+        fps=frames / seconds,
+        native_fps=world.config.fps,
+        speed=frames / seconds / world.config.fps,
+        stages={name: stage_time([lap[name] for lap in laps]) for name in laps[0]},
+        first_frame=stage_time(ready),
+        efficiency=None if ceiling is None else _efficiency(session, laps, ceiling),
+        startup=dict(startup or {}),
+        peak_bytes=peak_memory(world.device),
+        machine=describe_machine(world.device),
+        engine=world.describe(),
     )
 
 
-def _stage(seconds: list[float]) -> StageTime:
+def ceiling_of(session: Session) -> Ceiling:
+    """The ceilings of the machine that a session is played on, measured now."""
+    return measure_ceiling(session.world.device, session.world.dtype)
+
+
+def stage_time(seconds: list[float]) -> StageTime:
     return StageTime(*(float(np.percentile(seconds, q)) * 1000 for q in (50, 90, 99)))
+
+
+def _play(
+    session: Session, choose: Callable[[int], Action], first: int, blocks: int
+) -> tuple[int, list[dict[str, float]], list[float], float]:
+    """(frames, timings of each block, seconds from action to frames of each block, seconds of all)."""
+    frames, laps, ready = 0, [], []
+    begun = time.perf_counter()
+    for block in range(first, first + blocks):
+        action = choose(block)
+        sampled = time.perf_counter()
+        frames += len(session.step(action))
+        ready.append(time.perf_counter() - sampled)
+        laps.append(session.timings)
+    return frames, laps, ready, time.perf_counter() - begun
+
+
+def _efficiency(session: Session, laps: list[dict[str, float]], ceiling: Ceiling) -> Efficiency | None:
+    """Of the medians. Only blocks with a full window are counted as such, so begin with `SETTLE` blocks."""
+    world = session.world
+    work = block_work(world.config, world.dtype)
+    median = {name: float(np.median([lap[name] for lap in laps])) for name in laps[0]}
+    transformer = sum(seconds for name, seconds in median.items() if name.startswith("denoise") or name == "commit")
+    commits = "commit" in median
+    flops = work.passes * work.denoise_pass + (work.commit if commits else 0)
+    reads = (work.passes + commits) * (work.dit_bytes + work.cache_bytes)
+    reached, decoded = flops / transformer / 1e12, work.decode / median["decode"] / 1e12
+    return Efficiency(
+        transformer_tflops=reached,
+        decoder_tflops=decoded,
+        ceiling_tflops=ceiling.tflops,
+        transformer_share=reached / ceiling.tflops,
+        decoder_share=decoded / ceiling.tflops,
+        read_gb_s=reads / transformer / 1e9,
+        copy_gb_s=ceiling.copy_gb_s,
+    )

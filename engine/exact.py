@@ -52,7 +52,7 @@ def fingerprint(world: World) -> dict[str, Plain]:
         "processor": processor(),
         "instructions": torch.backends.cpu.get_cpu_capability(),
         "threads": torch.get_num_threads(),
-        "attention": _attention(device),
+        "attention": attention_kernels(device),
         "deterministic": torch.get_deterministic_debug_mode() > 0 and torch.backends.cudnn.deterministic,
         "float32": torch.get_float32_matmul_precision(),
         "compile": any(hasattr(module, "_orig_mod") for module in (world.dit, world.vae)),  # what torch.compile wraps
@@ -82,7 +82,8 @@ def processor() -> str:
     return platform.processor() or platform.machine()
 
 
-def _attention(device: torch.device) -> str:
+def attention_kernels(device: torch.device) -> str:
+    """Which of torch's attention kernels may be used on ``device``, in words."""
     if device.type != "cuda":
         return "torch sdpa"
     kernels = {

@@ -14,15 +14,15 @@ from torch import Tensor
 
 from engine.actions import IDLE, Action
 from engine.clip import check_clip
-from engine.conditioning import StartCondition, encode_start
+from engine.conditioning import START_LATENTS, StartCondition, encode_start
 from engine.config import WorldConfig, load_config
-from engine.exact import make_exact
+from engine.exact import attention_kernels, make_exact
 from engine.history import REWIND_MB
 from engine.picture import Picture, fit_picture, load_picture
 from engine.session import Session
 from engine.snapshot import Snapshot
 from engine.worldfile import list_worlds
-from models.checkpoint import Module, build_empty, check_weights, load_in_turn, load_into
+from models.checkpoint import Module, build_empty, check_weights, load_in_turn, load_into, randomise
 from models.dit import DiT
 from models.errors import WeightError, WorldError, one_line
 from models.filecache import file_hash
@@ -74,13 +74,27 @@ class World:
         vae.conv2.to(kind)
         return cls(config, dit.eval(), vae.eval(), files, place, kind)
 
+    @classmethod
+    def untrained(cls, world: str | Path | WorldConfig, device: str = "cpu", dtype: str | None = None, seed: int = 0) -> World:
+        """A world of the same shapes with random weights and no files: to measure with, not to look at. Raises WorldError as `load`."""
+        config = world if isinstance(world, WorldConfig) else load_config(world)
+        place = _device(device)
+        kind = choose_dtype(dtype or config.dtype, place)
+        dit, vae = _build(DiT, config.model), _build(VAE, config.vae)
+        for module in (dit, vae):
+            randomise(module, place, kind, seed)
+        vae.encoder.float()
+        vae.conv1.float()
+        return cls(config, dit.eval(), vae.eval(), {}, place, kind)
+
     @staticmethod
     def list() -> tuple[str, ...]:
         """Names of the bundled worlds."""
         return list_worlds()
 
     def session(
-        self, seed: int | None = None, start: Picture | None = None, actions: Sequence[Action] = (), rewind_mb: float = REWIND_MB
+        self, seed: int | None = None, start: Picture | StartCondition | None = None, actions: Sequence[Action] = (),
+        rewind_mb: float = REWIND_MB,
     ) -> Session:  # fmt: skip
         """A new game. ``start`` is an image file or an array `[H, W, 3]` (uint8, or float in [0, 1]); None: the world's own.
 
@@ -127,6 +141,19 @@ class World:
         latents = encode_start(self.vae, grey, latents=2)  # the encoder's two shapes: one frame, then a latent's worth
         Session(self, 0, StartCondition(latents, self.config.vae.temporal_ratio, tokens), rewind_mb=0).step(IDLE)
         self._warm = True
+
+    def random_start(self, seed: int = 0) -> StartCondition:
+        """A start that no picture was encoded for, to measure with."""
+        config, ratio = self.config, self.config.vae.spatial_ratio
+        generator = torch.Generator().manual_seed(seed)
+        shape = (1, config.vae.z_dim, START_LATENTS, config.height // ratio, config.width // ratio)
+        latents, vision = torch.randn(shape, generator=generator).to(self.device), config.vision
+        tokens = None if vision is None else torch.randn(1, vision.num_tokens, vision.dim, generator=generator).to(self.device, self.dtype)
+        return StartCondition(latents, config.vae.temporal_ratio, tokens)
+
+    def describe(self) -> dict[str, object]:
+        """How this world is computed, for whoever reads its speed."""
+        return {"threads": torch.get_num_threads(), "attention": attention_kernels(self.device)}
 
     def start_pixels(self, start: Picture | None = None) -> np.ndarray:
         """The start picture as the model sees it: uint8 `[H, W, 3]` at the world's size; given as a start it comes through unchanged."""

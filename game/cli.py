@@ -24,6 +24,7 @@ SCREENSHOT_SECONDS = 2.0  # how long the end waits for screenshots still being w
 COMMANDS: dict[str, str] = {  # beside playing, which needs no word
     "replay": "play a session file or a script again; --verify compares every frame",
     "render": "make the film of a session again from the session file alone",
+    "bench": "how fast is a world here, and where does the time go?",
     "inspect": "what is this weight file? are these two the same?",
     "diagnose": "looks for trouble in a film or a folder of pictures",
 }
@@ -36,6 +37,8 @@ def _command(name: str) -> ModuleType:
             from game.commands import replay as command
         case "render":
             from game.commands import render as command
+        case "bench":
+            from game.commands import bench as command
         case "diagnose":
             from game.commands import diagnose as command
         case "inspect":

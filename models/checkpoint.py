@@ -90,6 +90,18 @@ def read_weights(
     return tensors
 
 
+def randomise(module: nn.Module, device: torch.device | str, dtype: torch.dtype, seed: int = 0) -> None:
+    """Give ``module`` (made by `build_empty`) frozen random weights: matrices keep the size of what they are given, norms are 1, biases 0."""
+    module.to(dtype).to_empty(device=device).requires_grad_(False)
+    generator = torch.Generator(device).manual_seed(seed)
+    with torch.no_grad():
+        for name, tensor in module.state_dict().items():
+            if tensor.squeeze().dim() > 1:
+                tensor.normal_(std=tensor[0].numel() ** -0.5, generator=generator)
+            else:
+                tensor.fill_(0.0 if name.endswith("bias") else 1.0)
+
+
 def shapes_of(module: nn.Module) -> Shapes:
     """The shape of every tensor of a module, by name."""
     return {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}

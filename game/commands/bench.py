@@ -1,0 +1,106 @@
+"""Measure how fast a world is here: every stage of a block, the whole of it, and what part of the machine that uses."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from game.options import ConsoleProgress, UsageError, whole
+
+if TYPE_CHECKING:
+    from engine import Action, Session, WorldConfig
+
+MAX_BLOCKS = 1_000_000
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    from game.commands.play import add_change_options, add_world_options
+
+    add_world_options(parser.add_argument_group("the world"))
+    add_change_options(parser.add_argument_group("another way than the world's own"))
+    measure = parser.add_argument_group("measuring")
+    measure.add_argument("--blocks", type=whole(1, MAX_BLOCKS), default=20, metavar="N", help="measured blocks, after some to warm up (20)")
+    measure.add_argument("--random", action="store_true", help="random weights of the world's shapes: no files are needed")
+    measure.add_argument("--replay", type=Path, metavar="FILE", help="the actions of a session file or a script (each key in turn)")
+    measure.add_argument("--seed", type=whole(0, 2**63 - 1), metavar="N", help="of the noise (the world's, else 0)")
+    measure.add_argument("--json", action="store_true", help="numbers as JSON")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Measure, and print the report."""
+    args.world = args.world or "garden"
+    _check(args)
+    begun = time.perf_counter()
+    import engine
+
+    startup = {"import": time.perf_counter() - begun}
+    from game.commands.play import world_config
+
+    config = world_config(args)
+    choose = None if args.replay is None else actions_of(args.replay, config)
+    session = _open(args, config, startup)
+    warmup = engine.SETTLE if args.blocks > 1 else 1
+    begun = time.perf_counter()
+    session.step()
+    startup["first frame"] += time.perf_counter() - begun
+    report = engine.benchmark(session, args.blocks, choose, warmup, startup, engine.ceiling_of(session))
+    print(json.dumps(report.to_dict(), indent=2) if args.json else report.to_text())
+    return 0
+
+
+def actions_of(path: Path, config: WorldConfig) -> Callable[[int], Action]:
+    """Block -> its action, from a session file or a script, again from the beginning when it is over. Refuses a file without any."""
+    from game.script import read_script
+    from game.sessionfile import looks_like_session, read_session
+
+    if looks_like_session(path):
+        actions = [block.action for block in read_session(path).blocks]
+        if not actions:
+            raise UsageError(f"--replay {path}: not one block was played in it")
+        for action in actions:
+            config.actions.check(action.keys)
+        return lambda block: actions[block % len(actions)]
+    script = read_script(str(path), config.actions.keys)
+    return lambda block: script.at(block % len(script))
+
+
+def _check(args: argparse.Namespace) -> None:
+    """Whatever can be refused without loading anything."""
+    if args.replay is not None and not args.replay.is_file():
+        raise UsageError(f"--replay {args.replay}: {'is a folder' if args.replay.is_dir() else 'no such file'}")
+    if args.start is not None and not args.start.is_file():
+        raise UsageError(f"--start {args.start}: {'is a folder, not a picture' if args.start.is_dir() else 'no such file'}")
+    if args.random and args.weights is not None:
+        raise UsageError("--random makes the weights itself: leave --weights out")
+
+
+def _open(args: argparse.Namespace, config: WorldConfig, startup: dict[str, float]) -> Session:
+    """A session to measure; what each step of getting there took goes into ``startup``, in seconds."""
+    from engine import World, load_picture
+    from game.commands.play import PARTS
+
+    progress = ConsoleProgress(config.name)
+    if args.start is not None:
+        load_picture(args.start, config.height, config.width)
+    elif config.start is None and not args.random:
+        raise UsageError(config.start_missing())
+    begun = time.perf_counter()
+    if args.random:
+        world = World.untrained(config, args.device, args.dtype)
+    else:
+        world = World.load(
+            config, args.weights, args.device, args.dtype, progress=lambda part, done: progress(PARTS.get(part, part), done)
+        )
+    startup["load"] = time.perf_counter() - begun
+    begun = time.perf_counter()
+    world.warm_up()
+    startup["warm-up"] = time.perf_counter() - begun
+    begun = time.perf_counter()
+    random_start = args.random and args.start is None
+    session = world.session(args.seed, world.random_start() if random_start else args.start, rewind_mb=0)
+    startup["first frame"] = time.perf_counter() - begun
+    return session

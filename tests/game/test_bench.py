@@ -1,0 +1,69 @@
+"""`reverie bench`, as a command."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from game.cli import main
+from tests.tiny_world import write_tiny_world
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_world(tmp_path_factory.mktemp("bench"))
+
+
+def test_the_report_as_json(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "--world", str(world), "--blocks", "3", "--json"]) == 0
+    data = json.loads(capsys.readouterr().out)
+    assert data["blocks"] == 3 and data["frames"] == 36 and data["fps"] > 0
+    stages = data["stages"]
+    assert list(stages)[-1] == "total" and {"conditioning", "denoise 1", "denoise 3", "commit", "decode", "transfer"} <= stages.keys()
+    parts = sum(stage["median"] for name, stage in stages.items() if name != "total")
+    assert 0.5 * stages["total"]["median"] < parts < 1.5 * stages["total"]["median"]
+    assert data["first_frame"]["median"] > 0 and list(data["startup"]) == ["import", "load", "warm-up", "first frame"]
+    efficiency = data["efficiency"]
+    assert 0 < efficiency["transformer_share"] < 1.2 and efficiency["copy_gb_s"] > 0
+    assert data["peak_bytes"]["host"] > 1e7 and data["machine"]["torch"]
+
+
+def test_random_weights_need_no_files(world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    bare = tmp_path / "bare.yaml"
+    bare.write_text(world.read_text().replace("start: start.png\n", ""))
+    assert main(["bench", "--world", str(bare), "--blocks", "1"]) == 2  # its files are not here
+    capsys.readouterr()
+    assert main(["bench", "--world", str(bare), "--blocks", "1", "--random", "--dtype", "bfloat16"]) == 0
+    assert "bare on cpu, bfloat16: 12 frames" in capsys.readouterr().out
+
+
+def test_actions_of_a_script_or_a_session(world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from engine import load_config
+    from game.commands.bench import actions_of
+
+    script = tmp_path / "walk.txt"
+    script.write_text("w*2 d idle")
+    choose = actions_of(script, load_config(world))
+    assert [sorted(choose(block).keys) for block in range(5)] == [["w"], ["w"], ["d"], [], ["w"]]
+    session = tmp_path / "walk.session.jsonl"
+    play = ["--world", str(world), "--headless", "--script", "a w*2", "--blocks", "3", "--session", str(session)]
+    assert main(play) == 0
+    choose = actions_of(session, load_config(world))
+    assert [sorted(choose(block).keys) for block in range(4)] == [["a"], ["w"], ["w"], ["a"]]
+    assert main(["bench", "--world", str(world), "--blocks", "1", "--replay", str(session)]) == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--replay", "nowhere.txt"], "no such file"),
+        (["--random", "--weights", "."], "--random makes the weights itself"),
+        (["--blocks", "0"], "must be from 1"),
+        (["--world", "nowhere"], "nowhere"),
+    ],
+)
+def test_refusals(words: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", *words]) == 2
+    assert said in capsys.readouterr().err
