@@ -1,7 +1,8 @@
 """Actions in, frames out. What is named here is all that `game` may use."""
 
 from engine.actions import IDLE, Action, ActionSpace
-from engine.bench import SETTLE, BenchReport, benchmark, ceiling_of
+from engine.baseline import Baseline
+from engine.bench import SETTLE, BenchReport, benchmark, ceiling_of, compare
 from engine.clip import check_clip, clip_limit
 from engine.config import WorldConfig, load_config
 from engine.exact import NOISE, fingerprint, pin_threads, processor, settings
@@ -21,6 +22,7 @@ __all__ = [
     "SETTLE",
     "Action",
     "ActionSpace",
+    "Baseline",
     "BenchReport",
     "Comparison",
     "FileReport",
@@ -33,6 +35,7 @@ __all__ = [
     "ceiling_of",
     "check_clip",
     "clip_limit",
+    "compare",
     "compare_weights",
     "fingerprint",
     "fit_frame",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from typing import Protocol
 
 import numpy as np
 
@@ -12,6 +13,13 @@ from engine.actions import Action
 from engine.bench_flops import block_work
 from engine.bench_machine import Ceiling, describe_machine, measure_ceiling, peak_memory
 from engine.session import Session
+
+
+class Player(Protocol):
+    """Whatever plays blocks."""
+
+    def step(self, action: Action) -> np.ndarray: ...
+
 
 SETTLE = 5  # blocks after which the window is full, for every window there is
 
@@ -142,6 +150,44 @@ def benchmark(
         machine=describe_machine(world.device),
         engine=world.describe(),
     )
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Blocks of a session and of the plain variant in turn, in one process. ``ratio`` is the median of the block by block ratios."""
+
+    blocks: int
+    ours: StageTime
+    baseline: StageTime
+    ratio: float
+    ratios: list[float]
+
+    def to_dict(self) -> dict[str, object]:
+        return asdict(self)
+
+    def to_text(self) -> str:
+        low, high = min(self.ratios), max(self.ratios)
+        return (
+            f"{self.ratio:.2f} x the plain variant ({low:.2f} to {high:.2f} block by block, {self.blocks} blocks each in turn): "
+            f"{self.ours.median:.2f} ms a block against {self.baseline.median:.2f}"
+        )
+
+
+def compare(
+    session: Session, plain: Player, blocks: int = 20, action_of: Callable[[int], Action] | None = None, warmup: int = SETTLE
+) -> Comparison:  # fmt: skip
+    """Play the session and ``plain`` block by block in turn, so that both see the same machine."""
+    keys = session.world.config.actions.keys
+    choose = action_of or (lambda block: Action(frozenset(keys[block % len(keys) :][:1])))
+    spent: tuple[list[float], list[float]] = ([], [])
+    for block in range(warmup + blocks):
+        for player, seconds in zip((session, plain), spent, strict=True):
+            begun = time.perf_counter()
+            player.step(choose(block))
+            if block >= warmup:
+                seconds.append(time.perf_counter() - begun)
+    ratios = [theirs / ours for ours, theirs in zip(*spent, strict=True)]
+    return Comparison(blocks, stage_time(spent[0]), stage_time(spent[1]), float(np.median(ratios)), ratios)
 
 
 def ceiling_of(session: Session) -> Ceiling:

@@ -233,6 +233,11 @@ class Session:
         self.timings = {}
 
     @property
+    def start(self) -> StartCondition:
+        """What the start picture has become; another session may begin from it."""
+        return self._start
+
+    @property
     def rewindable(self) -> int:
         """How many blocks `rewind` can take back."""
         return len(self._history)

@@ -91,7 +91,7 @@ def read_weights(
 
 
 def randomise(module: nn.Module, device: torch.device | str, dtype: torch.dtype, seed: int = 0) -> None:
-    """Give ``module`` (made by `build_empty`) frozen random weights: matrices keep the size of what they are given, norms are 1, biases 0."""
+    """Give ``module`` (made by `build_empty`) frozen random weights: matrices keep the size of what they are given, norms 1, biases 0."""
     module.to(dtype).to_empty(device=device).requires_grad_(False)
     generator = torch.Generator(device).manual_seed(seed)
     with torch.no_grad():

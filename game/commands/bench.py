@@ -27,6 +27,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     measure.add_argument("--random", action="store_true", help="random weights of the world's shapes: no files are needed")
     measure.add_argument("--replay", type=Path, metavar="FILE", help="the actions of a session file or a script (each key in turn)")
     measure.add_argument("--seed", type=whole(0, 2**63 - 1), metavar="N", help="of the noise (the world's, else 0)")
+    measure.add_argument(
+        "--compare",
+        choices=["baseline"],
+        help="play a plainly written variant of the same model in turn with this one, and print the ratio",
+    )
     measure.add_argument("--json", action="store_true", help="numbers as JSON")
 
 
@@ -47,6 +52,10 @@ def run(args: argparse.Namespace) -> int:
     begun = time.perf_counter()
     session.step()
     startup["first frame"] += time.perf_counter() - begun
+    if args.compare is not None:
+        found = engine.compare(session, engine.Baseline(session.world, session.seed, session.start), args.blocks, choose)
+        print(json.dumps(found.to_dict(), indent=2) if args.json else found.to_text())
+        return 0
     report = engine.benchmark(session, args.blocks, choose, warmup, startup, engine.ceiling_of(session))
     print(json.dumps(report.to_dict(), indent=2) if args.json else report.to_text())
     return 0
@@ -92,9 +101,7 @@ def _open(args: argparse.Namespace, config: WorldConfig, startup: dict[str, floa
     if args.random:
         world = World.untrained(config, args.device, args.dtype)
     else:
-        world = World.load(
-            config, args.weights, args.device, args.dtype, progress=lambda part, done: progress(PARTS.get(part, part), done)
-        )
+        world = World.load(config, args.weights, args.device, args.dtype, progress=lambda part, done: progress(PARTS.get(part, part), done))
     startup["load"] = time.perf_counter() - begun
     begun = time.perf_counter()
     world.warm_up()

@@ -55,6 +55,11 @@ def test_actions_of_a_script_or_a_session(world: Path, tmp_path: Path, capsys: p
     assert main(["bench", "--world", str(world), "--blocks", "1", "--replay", str(session)]) == 0
 
 
+def test_compare_with_the_plain_variant(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "--world", str(world), "--blocks", "2", "--compare", "baseline"]) == 0
+    assert "x the plain variant" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
