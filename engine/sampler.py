@@ -10,7 +10,7 @@ from torch import Tensor
 
 from engine.clock import BlockClock
 from engine.conditioning import Windows
-from models.dit import DiT
+from models.dit import DiT, Given
 from models.flow import FlowSchedule, add_noise, x0_from_output
 from models.kv_cache import DiTCache
 
@@ -37,13 +37,14 @@ class SeededNoise:
 
 
 class BlockSampler:
-    """Drives a DiT through the listed steps. It holds no state: that is the cache's, and the caller's."""
+    """Drives a DiT through the listed steps. It holds no state but what the passes of the latest block share: all else is the caller's."""
 
     def __init__(self, dit: DiT, steps: Sequence[int] = (1000, 666, 333), shift: float = 5.0) -> None:
         self.dit = dit
         self.schedule = FlowSchedule(shift)
         self.timesteps = self.schedule.timesteps(steps).tolist()
         self.sigmas = self.schedule.sigma(torch.tensor(self.timesteps)).tolist()
+        self._shared: tuple[Windows, Given] | None = None
 
     def denoise(self, clock: BlockClock, cache: DiTCache, condition: Tensor, windows: Windows, noise: NoiseSource) -> Iterator[Tensor]:
         """Yield x0 `[1, z, n, h, w]` float32 after each pass; the last is the block's latents.
@@ -62,14 +63,33 @@ class BlockSampler:
 
     def commit(
         self, clock: BlockClock, cache: DiTCache, condition: Tensor, windows: Windows, x0: Tensor, timestep: float = CONTEXT_NOISE
-    ) -> Tensor:  # fmt: skip
-        """Leave the clean latents' keys and values in the cache; returns the model's output, which nobody needs.
+    ) -> None:  # fmt: skip
+        """Leave the clean latents' keys and values in the cache.
 
         Only a training may give another ``timestep``, with latents that have as much noise.
         """
-        return self._run(x0, timestep, clock, cache, condition, windows)
+        if self._in_training:
+            self._run(x0, timestep, clock, cache, condition, windows)
+            return
+        x = torch.cat([x0, condition], dim=1)
+        self.dit.remember(x, self._same(timestep, clock), self._given(x, clock, windows), cache)
 
     def _run(self, x: Tensor, timestep: float, clock: BlockClock, cache: DiTCache, condition: Tensor, windows: Windows) -> Tensor:
-        timesteps = torch.full((1, clock.n), timestep)  # on the host, where float64 is
         inputs = torch.cat([x, condition], dim=1)  # [1, in_dim, n, h, w]
-        return self.dit(inputs, timesteps, windows.keyboard, windows.mouse, cache, clock.start)
+        if self._in_training:
+            return self.dit(inputs, self._same(timestep, clock), windows.keyboard, windows.mouse, cache, clock.start)
+        return self.dit.denoise(inputs, self._same(timestep, clock), self._given(inputs, clock, windows), cache)
+
+    @property
+    def _in_training(self) -> bool:
+        """Whether the weights change: then nothing made from them is kept, and the model is called as what trains it expects."""
+        return next(self.dit.parameters()).requires_grad
+
+    def _same(self, timestep: float, clock: BlockClock) -> Tensor:
+        return torch.full((1, clock.n), timestep)  # on the host, where float64 is
+
+    def _given(self, x: Tensor, clock: BlockClock, windows: Windows) -> Given:
+        """What the passes of a block share, made at its first."""
+        if self._shared is None or self._shared[0] is not windows or self._shared[1].start != clock.start:
+            self._shared = windows, self.dit.prepare(x, windows.keyboard, windows.mouse, clock.start)
+        return self._shared[1]

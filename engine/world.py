@@ -41,6 +41,7 @@ class World:
     def __init__(self, config: WorldConfig, dit: DiT, vae: VAE, files: Files, device: torch.device, dtype: torch.dtype) -> None:
         self.config = config
         self.dit, self.vae = dit, vae
+        dit.fuse()
         self.files = files
         self.device, self.dtype = device, dtype
         self._default: StartCondition | None = None

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.attention import Attend
+from models.attention import Attend, KeyValue
 from models.rope import Rotary, apply_rotary
 
 
@@ -43,6 +44,15 @@ class ActionConfig:
         return self.windows_size * self.vae_time_ratio
 
 
+@dataclass(frozen=True)
+class Steering:
+    """What a block's condition rows give one action module, whatever the tokens are."""
+
+    mouse: Tensor | None  # the rows' part of the first mouse layer, [B, T, 1, hidden]
+    keys: Tensor  # of the keyboard, each [B, heads, T, head_dim]
+    values: Tensor
+
+
 class ActionModule(nn.Module):
     """Mouse part, then keyboard part; each attends over the latents of the window, at every place of the picture separately."""
 
@@ -66,36 +76,63 @@ class ActionModule(nn.Module):
         self.keyboard_attn_kv = nn.Linear(config.rows * config.keyboard_hidden, 2 * hidden, bias=False)
         self.proj_keyboard = nn.Linear(hidden, dim, bias=False)
 
-    def forward(self, x: Tensor, keyboard: Tensor, mouse: Tensor | None, rotary: Rotary, attend: Attend) -> Tensor:
-        """x [B, T, S, dim], keyboard [B, T, rows, keyboard_dim], mouse [B, T, rows, mouse_dim] -> x [B, T, S, dim].
+        self._token_weight: Tensor | None = None
 
-        ``rotary`` has one row per latent (`rope.rotary_time`).
-        """
+    def fuse(self) -> None:
+        """Lay the mouse weights out as they are multiplied, from now on."""
         if self.config.mouse_dim:
-            x = x + self.proj_mouse(self._mouse(x, mouse, rotary, attend))
-        return x + self.proj_keyboard(self._keyboard(x, keyboard, rotary, attend))
+            self._token_weight = self.mouse_mlp[0].weight.detach()[:, : self.proj_mouse.weight.shape[0]].contiguous()
 
-    def _mouse(self, x: Tensor, mouse: Tensor, rotary: Rotary, attend: Attend) -> Tensor:
-        batch, latents, places, dim = x.shape
-        heads, head_dim = self.config.heads, self.config.head_dim
-        joint, gelu, linear, norm = self.mouse_mlp  # joint reads (token, rows): both halves apart, so that rows are not copied to places
-        steer = F.linear(mouse.flatten(2).to(x.dtype), joint.weight[:, dim:], joint.bias)  # [B, T, hidden]
-        h = norm(linear(gelu(F.linear(x, joint.weight[:, :dim]) + steer[:, :, None])))  # [B, T, S, hidden]
-        q, k, v = self.t_qkv(h).view(batch, latents, places * 3, heads, head_dim).unflatten(2, (places, 3)).unbind(3)
-        q, k = (_normed_rotated(a.flatten(2, 3), rotary, v.dtype) for a in (q, k))  # [B, T, S x heads, head_dim]
-        q, k, v = (a.transpose(1, 2) for a in (q, k, v.flatten(2, 3)))  # places count as heads: [B, S x heads, T, head_dim]
-        out = attend.mouse(q, k, v)  # [B, S x heads, T, head_dim]
-        return out.transpose(1, 2).reshape(batch, latents, places, heads * head_dim)
+    def _apply(self, *args: Any, **kwargs: Any) -> nn.Module:
+        self._token_weight = None
+        return super()._apply(*args, **kwargs)
 
-    def _keyboard(self, x: Tensor, keyboard: Tensor, rotary: Rotary, attend: Attend) -> Tensor:
-        batch, latents, places, _ = x.shape
+    def prepare(self, keyboard: Tensor, mouse: Tensor | None, rotary: Rotary, dtype: torch.dtype) -> Steering:
+        """What the rows alone decide: keyboard [B, T, rows, keyboard_dim], mouse [B, T, rows, mouse_dim]. The same for all passes."""
+        batch, latents = keyboard.shape[:2]
         heads, head_dim = self.config.heads, self.config.head_dim
-        rows = self.keyboard_embed(keyboard.to(x.dtype)).flatten(2)  # [B, T, rows x keyboard_hidden]
+        rows = self.keyboard_embed(keyboard.to(dtype)).flatten(2)  # [B, T, rows x keyboard_hidden]
         k, v = self.keyboard_attn_kv(rows).view(batch, latents, 2, heads, head_dim).unbind(2)  # the same for every place
         k = _normed_rotated(k, rotary, v.dtype).transpose(1, 2)  # [B, heads, T, head_dim]
+        if not self.config.mouse_dim:
+            return Steering(None, k, v.transpose(1, 2))
+        joint = self.mouse_mlp[0]  # reads (token, rows): both halves apart, so that rows are not copied to places
+        tokens = self.proj_mouse.weight.shape[0]
+        steer = F.linear(mouse.flatten(2).to(dtype), joint.weight[:, tokens:], joint.bias)[:, :, None]  # [B, T, 1, hidden]
+        return Steering(steer, k, v.transpose(1, 2))
+
+    def forward(self, x: Tensor, steering: Steering, rotary: Rotary, attend: Attend) -> Tensor:
+        """x [B, T, S, dim] -> x [B, T, S, dim]. ``rotary`` has one row per latent (`rope.rotary_time`)."""
+        if self.config.mouse_dim:
+            q, k, v = self._mouse_qkv(x, steering, rotary)
+            out = attend.mouse(q, k, v)  # [B, S x heads, T, head_dim]
+            x = x + self.proj_mouse(out.transpose(1, 2).reshape(*x.shape[:3], -1))
+        return x + self.proj_keyboard(self._keyboard(x, steering, rotary, attend))
+
+    def mouse_keys_values(self, x: Tensor, steering: Steering, rotary: Rotary) -> KeyValue:
+        """What `forward` would put into the mouse's ring, each [B, S x heads, T, head_dim]."""
+        _, k, v = self._mouse_qkv(x, steering, rotary)
+        return k, v
+
+    def _mouse_qkv(self, x: Tensor, steering: Steering, rotary: Rotary) -> tuple[Tensor, Tensor, Tensor]:
+        batch, latents, places, dim = x.shape
+        joint, gelu, linear, norm = self.mouse_mlp
+        weight = joint.weight[:, :dim] if self._token_weight is None else self._token_weight
+        h = norm(linear(gelu(F.linear(x, weight) + steering.mouse)))  # [B, T, S, hidden]
+        qkv = self.t_qkv(h).view(batch, latents, places, 3, -1, self.config.head_dim)
+        v = qkv[:, :, :, 2].flatten(2, 3)  # [B, T, S x heads, head_dim]
+        both = _normed_rotated(qkv[:, :, :, :2].flatten(2, 4), rotary, v.dtype)
+        q, k = both.view(batch, latents, places, 2, -1).unbind(3)
+        q, k = (a.unflatten(3, (-1, self.config.head_dim)).flatten(2, 3) for a in (q, k))
+        return q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # places count as heads: [B, S x heads, T, head_dim]
+
+    def _keyboard(self, x: Tensor, steering: Steering, rotary: Rotary, attend: Attend) -> Tensor:
+        batch, latents, places, _ = x.shape
+        heads, head_dim = self.config.heads, self.config.head_dim
         q = self.mouse_attn_q(x).view(batch, latents, places * heads, head_dim)
-        q = _normed_rotated(q, rotary, v.dtype).view(batch, latents * places, heads, head_dim).transpose(1, 2)  # [B, heads, TxS, head_dim]
-        out = attend.keyboard(q, k, v.transpose(1, 2))  # [B, heads, TxS, head_dim]
+        q = _normed_rotated(q, rotary, steering.keys.dtype)
+        q = q.view(batch, latents * places, heads, head_dim).transpose(1, 2)  # [B, heads, TxS, head_dim]
+        out = attend.keyboard(q, steering.keys, steering.values)  # [B, heads, TxS, head_dim]
         return out.transpose(1, 2).reshape(batch, latents, places, heads * head_dim)
 
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models import kernels
 from models.rope import Rotary, apply_rotary
 
 Attention = Callable[[Tensor, Tensor, Tensor], Tensor]  # q, k, v [B, heads, tokens, head_dim] -> [B, heads, query tokens, head_dim]
@@ -76,16 +78,32 @@ class SelfAttention(nn.Module):
         self.num_heads = num_heads
         self.q, self.k, self.v, self.o = (nn.Linear(dim, dim) for _ in range(4))
         self.norm_q, self.norm_k = nn.RMSNorm(dim, eps), nn.RMSNorm(dim, eps)  # over the whole width, before heads are split
+        self._qkv: Joined | None = None
+
+    def fuse(self) -> None:
+        """Make queries, keys and values one product from now on. Weights keep their names; they become parts of one tensor."""
+        self._qkv = join(self.q, self.k, self.v)
+
+    def _apply(self, *args: Any, **kwargs: Any) -> nn.Module:
+        self._qkv = None  # moved weights are no longer parts of one tensor
+        return super()._apply(*args, **kwargs)
 
     def forward(self, x: Tensor, grid: Rotary, attend: Attend) -> Tensor:
         """x [B, T, S, dim] -> [B, T, S, dim]; ``grid`` has one row per token (`rope.rotary_grid`)."""
-        v = _heads_apart(self.v(x), self.num_heads)  # [B, T x S, heads, head_dim]
-        q, k = (
-            apply_rotary(_heads_apart(_normed(norm, linear(x)), self.num_heads), grid).to(v.dtype).transpose(1, 2)
-            for linear, norm in ((self.q, self.norm_q), (self.k, self.norm_k))
-        )
-        out = attend.tokens(q, k, v.transpose(1, 2))  # [B, heads, T x S, head_dim]
+        q, k, v = (self.q(x), self.k(x), self.v(x)) if self._qkv is None else F.linear(x, *self._qkv).chunk(3, dim=-1)
+        q, k = (self._turned(a, norm, grid, v.dtype) for a, norm in ((q, self.norm_q), (k, self.norm_k)))
+        out = attend.tokens(q, k, _heads_apart(v, self.num_heads).transpose(1, 2))  # [B, heads, T x S, head_dim]
         return self.o(out.transpose(1, 2).reshape(x.shape))
+
+    def keys_values(self, x: Tensor, grid: Rotary) -> KeyValue:
+        """What `forward` would put into the ring: keys and values, each [B, heads, T x S, head_dim]."""
+        dim = x.shape[-1]
+        k, v = (self.k(x), self.v(x)) if self._qkv is None else F.linear(x, *(part[dim:] for part in self._qkv)).chunk(2, dim=-1)
+        return self._turned(k, self.norm_k, grid, v.dtype), _heads_apart(v, self.num_heads).transpose(1, 2)
+
+    def _turned(self, x: Tensor, norm: nn.RMSNorm, grid: Rotary, dtype: torch.dtype) -> Tensor:
+        """Normalised over the whole width, then rotated: [B, T, S, dim] -> [B, heads, T x S, head_dim]."""
+        return apply_rotary(_heads_apart(_normed(norm, x), self.num_heads), grid).to(dtype).transpose(1, 2)
 
 
 class CrossAttention(nn.Module):
@@ -108,8 +126,22 @@ class CrossAttention(nn.Module):
         """x [B, T, S, dim] -> [B, T, S, dim]."""
         k, v = attend.image
         q = _heads_apart(_normed(self.norm_q, self.q(x)), self.num_heads).to(v.dtype).transpose(1, 2)  # [B, heads, T x S, head_dim]
-        out = F.scaled_dot_product_attention(q, k, v)
+        out = kernels.attend(q, k, v)
         return self.o(out.transpose(1, 2).reshape(x.shape))
+
+
+Joined = tuple[Tensor, Tensor]  # weight and bias of linear layers with the same input, one below the other
+
+
+def join(*linears: nn.Linear) -> Joined:
+    """One weight and one bias for several linear layers, whose own become parts of them: nothing is held twice."""
+    weight = torch.cat([linear.weight.detach() for linear in linears])
+    bias = torch.cat([linear.bias.detach() for linear in linears])
+    sizes = [linear.weight.shape[0] for linear in linears]
+    for linear, w, b in zip(linears, weight.split(sizes), bias.split(sizes), strict=True):
+        linear.weight = nn.Parameter(w, requires_grad=False)
+        linear.bias = nn.Parameter(b, requires_grad=False)
+    return weight, bias
 
 
 def _normed(norm: nn.RMSNorm, x: Tensor) -> Tensor:

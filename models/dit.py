@@ -9,17 +9,23 @@ Parameter names are those of the published Matrix-Game 2.0 checkpoints without `
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.action import ActionConfig, ActionModule
+from models.action import ActionConfig, ActionModule, Steering
 from models.attention import Attend, CrossAttention, MaskPlan, SelfAttention, attention
-from models.kv_cache import DiTCache, KVRing, LayerCache
-from models.rope import Rotary, axis_split, rotary_grid, rotary_time, to_device
+from models.kernels import linear_gelu
+from models.kv_cache import Block, DiTCache, KVRing, LayerCache
+from models.rope import Rotary, axis_split, prepare_rotary, rotary_grid, rotary_time
+
+Modulation = tuple[Tensor, ...]  # (shift, scale, gate) twice in a layer, (shift, scale) in the head
+MODULATIONS = 32  # timesteps whose modulation is kept
 
 
 @dataclass(frozen=True)
@@ -76,6 +82,17 @@ class DiTConfig:
         return cls(action=actions[name])
 
 
+@dataclass(frozen=True)
+class Given:
+    """What all passes over the block of latents [start, start + n) share; made by `DiT.prepare`."""
+
+    start: int
+    n: int
+    grid: Rotary
+    time: Rotary
+    steerings: Sequence[Steering | None]  # of each layer
+
+
 class DiT(nn.Module):
     """``x`` is noisy latents and their condition channels together; the output is velocity or x0 (`DiTConfig.prediction`)."""
 
@@ -89,6 +106,7 @@ class DiT(nn.Module):
         self.img_emb = ImageProjection(config.img_dim, dim) if config.img_dim else None
         self.blocks = nn.ModuleList(Layer(config, i in config.action.blocks) for i in range(config.num_layers))
         self.head = Head(config)
+        self._known_times: dict[object, tuple[list[Modulation], Modulation]] = {}
         self._initialise()
 
     def forward(
@@ -100,14 +118,42 @@ class DiT(nn.Module):
         [B, n, 12, 2], cut per latent -> [B, out_dim, n, h, w]. Raises ``ValueError`` where the cache cannot be continued at
         ``start`` (`DiTCache.open`).
         """
+        return self.denoise(x, timestep, self.prepare(x, keyboard, mouse, start), cache)
+
+    def prepare(self, x: Tensor, keyboard: Tensor, mouse: Tensor | None, start: int) -> Given:
+        """What all passes over the block at ``start`` share: rotary tables, and what keyboard and mouse give every action module.
+
+        Arguments as in `forward`; of ``x`` only the shape counts.
+        """
         height, width = self._grid(x, mouse)
-        if self.img_emb is not None and cache.layers[0].image is None:
-            raise ValueError("the cache has no image keys yet: call precompute_context once per session")
-        block = cache.open(start, x.shape[2])
-        positions = torch.arange(start, start + block.n)  # on the host: no position is ever read back
+        positions = torch.arange(start, start + x.shape[2])  # on the host: no position is ever read back
         grid, time = self._rotaries(positions, height, width, x.device)
-        attends = [layer.attend(block) for layer in cache.layers]
-        return self._run(x, timestep, keyboard, mouse, grid, time, attends)
+        return Given(start, x.shape[2], grid, time, self._steerings(keyboard, mouse, time))
+
+    def denoise(self, x: Tensor, timestep: Tensor, given: Given, cache: DiTCache) -> Tensor:
+        """`forward` over a block that was prepared."""
+        return self._run(x, timestep, given.grid, given.time, given.steerings, self._attends(given, cache))
+
+    def remember(self, x: Tensor, timestep: Tensor, given: Given, cache: DiTCache) -> None:
+        """`denoise` for the sake of the keys and values it leaves in ``cache``: the same ones, without what comes after the last of them."""
+        tokens = self._patchify(x)
+        modulations, _ = self._modulations(timestep, tokens)
+        attends = self._attends(given, cache)
+        *layers, last = zip(self.blocks, modulations, given.steerings, attends, strict=True)
+        for layer, modulation, steering, attend in layers:
+            tokens = layer(tokens, modulation, steering, given.grid, given.time, attend)
+        layer, modulation, steering, attend = last
+        block = cache.open(given.start, given.n)
+        layer.remember(tokens, modulation, steering, given.grid, given.time, attend, cache.layers[-1], block)
+
+    def fuse(self) -> None:
+        """Lay frozen weights out for playing: one product where several read the same. Names and values stay what they are.
+
+        Training and moving the model go on working; moving undoes it.
+        """
+        for module in self.modules():
+            if isinstance(module, (SelfAttention, ActionModule)):
+                module.fuse()
 
     def forward_parallel(
         self, x: Tensor, timestep: Tensor, keyboard: Tensor, mouse: Tensor | None, positions: Tensor, mask: Tensor,
@@ -129,11 +175,12 @@ class DiT(nn.Module):
             attend_tokens = plan.attend
         attend_mouse, attend_keyboard = partial(attention, mask=mask), partial(attention, mask=per_query)
         context = self._context(visual_context)
+        steerings = self._steerings(keyboard, mouse, time)
         attends = [
             Attend(attend_tokens, attend_mouse, attend_keyboard, None if context is None else layer.cross_attn.keys_values(context))
             for layer in self.blocks
         ]
-        return self._run(x, timestep, keyboard, mouse, grid, time, attends)
+        return self._run(x, timestep, grid, time, steerings, attends)
 
     def new_cache(
         self, batch: int, height: int, width: int, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
@@ -164,16 +211,60 @@ class DiT(nn.Module):
                 memory.image = layer.cross_attn.keys_values(context)
 
     def _run(
-        self, x: Tensor, timestep: Tensor, keyboard: Tensor, mouse: Tensor | None, grid: Rotary, time: Rotary, attends: list[Attend]
-    ) -> Tensor:
-        height, width = self._grid(x, mouse)
+        self, x: Tensor, timestep: Tensor, grid: Rotary, time: Rotary, steerings: Sequence[Steering | None], attends: list[Attend]
+    ) -> Tensor:  # fmt: skip
+        _, down, right = self.config.patch_size
         tokens = self._patchify(x)  # [B, T, S, dim]
-        sinusoids = timestep_embedding(timestep, self.config.freq_dim).to(tokens.dtype)  # cast first: not every device has float64
-        embedded = self.time_embedding(sinusoids.to(tokens.device, non_blocking=True))  # [B, T, dim]
-        modulation = self.time_projection(embedded).unflatten(-1, (6, -1))  # [B, T, 6, dim]
-        for layer, attend in zip(self.blocks, attends, strict=True):
-            tokens = layer(tokens, modulation, keyboard, mouse, grid, time, attend)
-        return self._unpatchify(self.head(tokens, embedded), height, width)
+        modulations, head = self._modulations(timestep, tokens)
+        for layer, modulation, steering, attend in zip(self.blocks, modulations, steerings, attends, strict=True):
+            tokens = layer(tokens, modulation, steering, grid, time, attend)
+        return self._unpatchify(self.head(tokens, head), x.shape[3] // down, x.shape[4] // right)
+
+    def _attends(self, given: Given, cache: DiTCache) -> list[Attend]:
+        """The rings, opened for the block. Raises ``ValueError`` if the image's keys are missing or the block cannot follow."""
+        if self.img_emb is not None and cache.layers[0].image is None:
+            raise ValueError("the cache has no image keys yet: call precompute_context once per session")
+        block = cache.open(given.start, given.n)
+        return [layer.attend(block) for layer in cache.layers]
+
+    def _steerings(self, keyboard: Tensor, mouse: Tensor | None, time: Rotary) -> list[Steering | None]:
+        dtype = self.patch_embedding.weight.dtype
+        return [layer.action_model and layer.action_model.prepare(keyboard, mouse, time, dtype) for layer in self.blocks]
+
+    def _modulations(self, timestep: Tensor, like: Tensor) -> tuple[list[Modulation], Modulation]:
+        """Scales, shifts and gates of every layer, and the head's. There are a few timesteps in a world's life: kept, where that is safe."""
+        key = self._timestep_key(timestep, like)
+        if key is None:
+            return self._embed_time(timestep, like)
+        if key not in self._known_times:
+            if len(self._known_times) >= MODULATIONS:
+                self._known_times.clear()
+            layers, head = self._embed_time(timestep[:1, :1], like)
+            self._known_times[key] = [uniform(six) for six in layers], uniform(head)
+        return self._known_times[key]
+
+    def _timestep_key(self, timestep: Tensor, like: Tensor) -> object | None:
+        """One timestep for all latents, known on the host, of weights that no longer change: then its modulation can be kept."""
+        frozen = not self.head.modulation.requires_grad and not torch.is_autocast_enabled(like.device.type)
+        if not frozen or timestep.device.type != "cpu" or torch.compiler.is_compiling():
+            return None
+        values = set(timestep.flatten().tolist())
+        return (values.pop(), like.dtype, like.device) if len(values) == 1 else None
+
+    def _embed_time(self, timestep: Tensor, like: Tensor) -> tuple[list[Modulation], Modulation]:
+        sinusoids = timestep_embedding(timestep, self.config.freq_dim).to(like.dtype)  # cast first: not every device has float64
+        embedded = self.time_embedding(sinusoids.to(like.device, non_blocking=True))  # [B, T, dim]
+        six = self.time_projection(embedded).unflatten(-1, (6, -1))  # [B, T, 6, dim]
+        layers = [(layer.modulation + six)[:, :, :, None].unbind(2) for layer in self.blocks]  # each [B, T, 1, dim]
+        return layers, (self.head.modulation + embedded[:, :, None])[:, :, :, None].unbind(2)
+
+    def _apply(self, *args: Any, **kwargs: Any) -> nn.Module:
+        self._known_times.clear()
+        return super()._apply(*args, **kwargs)
+
+    def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        self._known_times.clear()
+        return super().load_state_dict(*args, **kwargs)
 
     def _grid(self, x: Tensor, mouse: Tensor | None) -> tuple[int, int]:
         """Height and width in tokens, after checking that the inputs are this model's."""
@@ -190,7 +281,7 @@ class DiT(nn.Module):
         action = self.config.action
         grid = rotary_grid(positions, height, width, self.config.head_dim)
         time = rotary_time(positions, action.rope_dim, action.rope_theta)
-        return to_device(grid, device), to_device(time, device)
+        return prepare_rotary(grid, self.config.head_dim, device), prepare_rotary(time, action.head_dim, device)
 
     def _context(self, visual_context: Tensor | None) -> Tensor | None:
         if (visual_context is None) != (self.img_emb is None):
@@ -249,17 +340,30 @@ class Layer(nn.Module):
         acting = [] if action is None else [action.proj_keyboard] + ([action.proj_mouse] if action.config.mouse_dim else [])
         return [self.self_attn.o, self.ffn[2], *([] if self.cross_attn is None else [self.cross_attn.o]), *acting]
 
-    def forward(
-        self, x: Tensor, modulation: Tensor, keyboard: Tensor, mouse: Tensor | None, grid: Rotary, time: Rotary, attend: Attend
-    ) -> Tensor:
-        """x [B, T, S, dim], modulation [B, T, 6, dim] -> [B, T, S, dim]."""
-        e = (self.modulation + modulation)[:, :, :, None].unbind(2)  # six of [B, T, 1, dim]: shift, scale, gate, twice
-        x = x + e[2] * self.self_attn(modulate(x, e[0], e[1], self.eps), grid, attend)
-        if self.cross_attn is not None:
-            x = x + self.cross_attn(self.norm3(x), attend)
+    def forward(self, x: Tensor, modulation: Modulation, steering: Steering | None, grid: Rotary, time: Rotary, attend: Attend) -> Tensor:
+        """x [B, T, S, dim] -> [B, T, S, dim]; ``modulation`` is shift, scale and gate, twice."""
+        x = self._attended(x, modulation, grid, attend)
         if self.action_model is not None:
-            x = self.action_model(x, keyboard, mouse, time, attend)
-        return x + e[5] * self.ffn(modulate(x, e[3], e[4], self.eps))
+            x = self.action_model(x, steering, time, attend)
+        hidden = linear_gelu(modulate(x, modulation[3], modulation[4], self.eps), self.ffn[0])
+        return torch.addcmul(x, modulation[5], self.ffn[2](hidden))
+
+    def _attended(self, x: Tensor, modulation: Modulation, grid: Rotary, attend: Attend) -> Tensor:
+        x = torch.addcmul(x, modulation[2], self.self_attn(modulate(x, modulation[0], modulation[1], self.eps), grid, attend))
+        return x if self.cross_attn is None else x + self.cross_attn(self.norm3(x), attend)
+
+    def remember(
+        self, x: Tensor, modulation: Modulation, steering: Steering | None, grid: Rotary, time: Rotary, attend: Attend,
+        memory: LayerCache, block: Block,
+    ) -> None:  # fmt: skip
+        """Leave what `forward` would leave in the rings, and work out nothing else."""
+        if memory.mouse is None:  # nothing that is remembered depends on this layer's output
+            memory.tokens.write(block, *self.self_attn.keys_values(modulate(x, modulation[0], modulation[1], self.eps), grid))
+        else:
+            x = self._attended(x, modulation, grid, attend)
+            memory.mouse.write(block, *self.action_model.mouse_keys_values(x, steering, time))
+        if memory.keyboard is not None:
+            memory.keyboard.write(block, steering.keys, steering.values)
 
 
 class ImageProjection(nn.Module):
@@ -282,9 +386,8 @@ class Head(nn.Module):
         self.head = nn.Linear(config.dim, math.prod(config.patch_size) * config.out_dim)
         self.modulation = nn.Parameter(torch.zeros(1, 2, config.dim))
 
-    def forward(self, x: Tensor, embedded: Tensor) -> Tensor:
-        shift, scale = (self.modulation + embedded[:, :, None])[:, :, :, None].unbind(2)  # each [B, T, 1, dim]
-        return self.head(modulate(x, shift, scale, self.eps))
+    def forward(self, x: Tensor, modulation: Modulation) -> Tensor:
+        return self.head(modulate(x, *modulation, self.eps))
 
 
 def timestep_embedding(timestep: Tensor, freq_dim: int) -> Tensor:
@@ -296,5 +399,15 @@ def timestep_embedding(timestep: Tensor, freq_dim: int) -> Tensor:
 
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor, eps: float) -> Tensor:
-    """LayerNorm without parameters, then scale and shift: LN(x) (1 + scale) + shift (adaptive LN of Peebles & Xie 2023)."""
+    """LayerNorm without parameters, then scale and shift: LN(x) (1 + scale) + shift (adaptive LN of Peebles & Xie 2023).
+
+    Shift and scale are [B, T, 1, dim], or [dim], and ``scale`` then 1 + scale already (`uniform`): the norm takes them along.
+    """
+    if shift.dim() == 1:
+        return F.layer_norm(x, shift.shape, scale, shift, eps)
     return F.layer_norm(x, (x.shape[-1],), eps=eps) * (1 + scale) + shift
+
+
+def uniform(modulation: Modulation) -> Modulation:
+    """The modulation of a single latent [1, 1, 1, dim] as one for all of them, each [dim]; see `modulate`."""
+    return tuple((part + 1 if i % 3 == 1 else part).flatten() for i, part in enumerate(modulation))

@@ -8,12 +8,12 @@ exactly the last `window` latents counted to the block's end. Slots not written 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from models import kernels
 from models.attention import Attend, KeyValue
 
 
@@ -26,7 +26,7 @@ class Block:
     start: int
     n: int
 
-    @property
+    @cached_property
     def writes(self) -> list[tuple[int, int, int]]:
         """(slot, first latent of the block, count) of each unbroken run of slots to write: one, or two around the ring's end."""
         slot = self.start % self.window
@@ -60,7 +60,14 @@ class KVRing:
 
     def attend(self, block: Block, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Write the block's k, v ``[B, heads, n x tokens, head_dim]`` into its slots, then let q see the window."""
-        return F.scaled_dot_product_attention(q, self._seen(self.k, block, k).to(q.dtype), self._seen(self.v, block, v).to(q.dtype))
+        return kernels.attend(q, self._seen(self.k, block, k).to(q.dtype), self._seen(self.v, block, v).to(q.dtype))
+
+    def write(self, block: Block, k: Tensor, v: Tensor) -> None:
+        """Only write the block's k, v into its slots: for a pass whose output nobody needs."""
+        for ring, new in ((self.k, k), (self.v, v)):
+            latents = new.unflatten(2, (block.n, ring.shape[3]))
+            for slot, i, count in block.writes:
+                ring[:, :, slot : slot + count].copy_(latents[:, :, i : i + count])
 
     @staticmethod
     def _seen(ring: Tensor, block: Block, new: Tensor) -> Tensor:

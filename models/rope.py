@@ -7,9 +7,12 @@ Source of the formula: Su et al. 2021, "RoFormer", with the per-axis frequency t
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-Rotary = tuple[Tensor, Tensor]  # cos and sin, float32, each [tokens, 1, pairs]: broadcasts over [batch, tokens, heads, pairs]
+# cos and sin, float32, each [tokens, 1, pairs]: broadcasts over [batch, tokens, heads, pairs]; or both in one complex64 tensor, which a
+# CPU turns with in a single operation
+Rotary = tuple[Tensor, Tensor] | Tensor
 
 
 def axis_split(head_dim: int) -> tuple[int, int, int]:
@@ -26,7 +29,7 @@ def axis_angles(positions: Tensor, axis_dim: int, theta: float) -> Tensor:
     return positions.to(torch.float64)[:, None] * theta**-exponents
 
 
-def rotary_grid(positions: Tensor, height: int, width: int, head_dim: int, theta: float = 10000.0) -> Rotary:
+def rotary_grid(positions: Tensor, height: int, width: int, head_dim: int, theta: float = 10000.0) -> tuple[Tensor, Tensor]:
     """Table for the tokens of the latents at ``positions`` [T], in (latent, row, column) order: T x height x width rows."""
     time_dim, row_dim, column_dim = axis_split(head_dim)
     rows = torch.arange(height, device=positions.device)
@@ -39,13 +42,18 @@ def rotary_grid(positions: Tensor, height: int, width: int, head_dim: int, theta
     return _table(angles.flatten(0, 2))
 
 
-def rotary_time(positions: Tensor, turning: int, theta: float) -> Rotary:
+def rotary_time(positions: Tensor, turning: int, theta: float) -> tuple[Tensor, Tensor]:
     """Table for whole latents: only the first ``turning`` numbers of a head turn, with time. T rows."""
     return _table(axis_angles(positions, turning, theta))
 
 
 def apply_rotary(x: Tensor, rotary: Rotary) -> Tensor:
-    """Turn the pairs (0, 1), (2, 3), ... of x ``[..., tokens, heads, head_dim]``; numbers beyond the table's pairs stay."""
+    """Turn the pairs (0, 1), (2, 3), ... of x ``[..., tokens, heads, head_dim]``; numbers beyond the table's pairs stay.
+
+    A complex table must have all the head's pairs (`prepare_rotary`) and takes float32 only.
+    """
+    if isinstance(rotary, Tensor):
+        return torch.view_as_real(torch.view_as_complex(x.unflatten(-1, (-1, 2))) * rotary).flatten(-2)
     cos, sin = rotary
     turning = 2 * cos.shape[-1]
     even, odd = x[..., :turning].unflatten(-1, (-1, 2)).unbind(-1)  # each [..., tokens, heads, pairs]
@@ -53,10 +61,19 @@ def apply_rotary(x: Tensor, rotary: Rotary) -> Tensor:
     return turned if turning == x.shape[-1] else torch.cat((turned, x[..., turning:]), dim=-1)
 
 
-def to_device(rotary: Rotary, device: torch.device) -> Rotary:
+def prepare_rotary(rotary: tuple[Tensor, Tensor], head_dim: int, device: torch.device) -> Rotary:
+    """The table as heads of ``head_dim`` numbers are turned quickest on ``device``: complex on a CPU, real elsewhere. Waits for nothing."""
+    if device.type != "cpu":
+        return to_device(rotary, device)
+    cos, sin = rotary
+    rest = head_dim // 2 - cos.shape[-1]  # pairs that stay: turned by nothing
+    return torch.complex(F.pad(cos, (0, rest), value=1.0), F.pad(sin, (0, rest)))
+
+
+def to_device(rotary: tuple[Tensor, Tensor], device: torch.device) -> tuple[Tensor, Tensor]:
     """The table on ``device``, without waiting for it."""
     return rotary[0].to(device, non_blocking=True), rotary[1].to(device, non_blocking=True)
 
 
-def _table(angles: Tensor) -> Rotary:
+def _table(angles: Tensor) -> tuple[Tensor, Tensor]:
     return angles.cos().float()[:, None, :], angles.sin().float()[:, None, :]  # [tokens, 1, pairs]

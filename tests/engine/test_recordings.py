@@ -50,7 +50,17 @@ class Playback:
         windows = self.ring.windows(self.clock, rows)
         condition = self.start.block(self.clock)
         steps = [given] if given is not None else list(self.sampler.denoise(self.clock, self.cache, condition, windows, self))
-        output = self.sampler.commit(self.clock, self.cache, condition, windows, steps[-1])
+        clean_input = torch.cat([steps[-1], condition], 1)
+        output = self.sampler.dit(clean_input, torch.zeros(1, 3), windows.keyboard, windows.mouse, self.cache, self.clock.start)
+        whole = {name: tensor.clone() for name, tensor in self.cache.tensors().items()}
+        for layer in self.cache.layers:  # what the commit must leave is not there yet
+            for ring in (layer.tokens, layer.mouse, layer.keyboard):
+                for _, i, count in [] if ring is None else self.cache.open(self.clock.start, 3).writes:
+                    slot = (self.clock.start + i) % self.cache.window
+                    ring.k[:, :, slot : slot + count] = ring.v[:, :, slot : slot + count] = torch.nan
+        self.sampler.commit(self.clock, self.cache, condition, windows, steps[-1])
+        for name, tensor in self.cache.tensors().items():  # the commit leaves what the whole pass would have left
+            torch.testing.assert_close(tensor, whole[name], rtol=0, atol=0)
         clean = x0_from_velocity(steps[-1], output, self.sampler.schedule.sigma(0.0))  # smallest sigma, as recorded
         self.ring.commit(self.clock, rows)
         self.clock = self.clock.next()
