@@ -42,6 +42,7 @@ class World:
         self.config = config
         self.dit, self.vae = dit, vae
         dit.fuse()
+        vae.lay_out()
         self.files = files
         self.device, self.dtype = device, dtype
         self._default: StartCondition | None = None

@@ -135,7 +135,7 @@ class DiT(nn.Module):
         return self._run(x, timestep, given.grid, given.time, given.steerings, self._attends(given, cache))
 
     def remember(self, x: Tensor, timestep: Tensor, given: Given, cache: DiTCache) -> None:
-        """`denoise` for the sake of the keys and values it leaves in ``cache``: the same ones, without what comes after the last of them."""
+        """`denoise` for the keys and values it leaves in ``cache``: the same ones, without what comes after the last of them."""
         tokens = self._patchify(x)
         modulations, _ = self._modulations(timestep, tokens)
         attends = self._attends(given, cache)
@@ -232,7 +232,7 @@ class DiT(nn.Module):
         return [layer.action_model and layer.action_model.prepare(keyboard, mouse, time, dtype) for layer in self.blocks]
 
     def _modulations(self, timestep: Tensor, like: Tensor) -> tuple[list[Modulation], Modulation]:
-        """Scales, shifts and gates of every layer, and the head's. There are a few timesteps in a world's life: kept, where that is safe."""
+        """Scales, shifts and gates of every layer, and the head's. A world has few timesteps: they are kept, where that is safe."""
         key = self._timestep_key(timestep, like)
         if key is None:
             return self._embed_time(timestep, like)
@@ -245,7 +245,7 @@ class DiT(nn.Module):
 
     def _timestep_key(self, timestep: Tensor, like: Tensor) -> object | None:
         """One timestep for all latents, known on the host, of weights that no longer change: then its modulation can be kept."""
-        frozen = not self.head.modulation.requires_grad and not torch.is_autocast_enabled(like.device.type)
+        frozen = not self.head.modulation.requires_grad and like.dtype == self.head.modulation.dtype and not _autocasts(like.device)
         if not frozen or timestep.device.type != "cpu" or torch.compiler.is_compiling():
             return None
         values = set(timestep.flatten().tolist())
@@ -411,3 +411,7 @@ def modulate(x: Tensor, shift: Tensor, scale: Tensor, eps: float) -> Tensor:
 def uniform(modulation: Modulation) -> Modulation:
     """The modulation of a single latent [1, 1, 1, dim] as one for all of them, each [dim]; see `modulate`."""
     return tuple((part + 1 if i % 3 == 1 else part).flatten() for i, part in enumerate(modulation))
+
+
+def _autocasts(device: torch.device) -> bool:
+    return device.type in ("cpu", "cuda") and torch.is_autocast_enabled(device.type)

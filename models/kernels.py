@@ -10,7 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 HALF = (torch.bfloat16, torch.float16)
-SMALL_KEYS = 1024  # up to here plain products beat torch's fused CPU kernel in half precision (torch 2.13)
+# Where plain products beat torch's fused CPU kernel in half precision (torch 2.13, one core; measured in docs/PERFORMANCE.md).
+MANY_KEYS = (128, 1024)
+FEW_QUERIES = 8
 _FUSED_LINEAR = getattr(torch.ops.mkldnn, "_linear_pointwise", None) if torch.backends.mkldnn.is_available() else None
 
 
@@ -23,11 +25,21 @@ def linear_gelu(x: Tensor, linear: nn.Linear) -> Tensor:
 
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """softmax(q k^T / sqrt(head_dim)) v; all [B, heads, tokens, head_dim]."""
-    if _plays_half(q, *HALF) and k.shape[2] <= SMALL_KEYS:
-        (queries, keys, values), scale = (a.flatten(0, 1) for a in (q, k, v)), q.shape[-1] ** -0.5
-        scores = torch.bmm(queries, keys.transpose(1, 2)).float().mul_(scale)
-        return torch.bmm(scores.softmax(-1).to(v.dtype), values).view(*q.shape[:3], v.shape[-1])
+    if _plays_half(q, *HALF):
+        if MANY_KEYS[0] <= k.shape[2] <= MANY_KEYS[1]:
+            scores, values = _scores(q, k), v.flatten(0, 1)
+            return torch.bmm(scores.softmax(-1).to(v.dtype), values).view(*q.shape[:3], v.shape[-1])
+        if q.shape[2] <= FEW_QUERIES and k.shape[2] < MANY_KEYS[0]:  # over time at each place: thousands of tiny products
+            scores, values = _scores(q, k), v.flatten(0, 1)
+            weights = scores.sub_(scores.amax(-1, keepdim=True)).exp_()  # torch's softmax takes three times as long for short rows
+            sums = weights.sum(-1, keepdim=True)
+            return torch.bmm(weights.to(v.dtype), values).div_(sums).view(*q.shape[:3], v.shape[-1])
     return F.scaled_dot_product_attention(q, k, v)
+
+
+def _scores(q: Tensor, k: Tensor) -> Tensor:
+    """q k^T / sqrt(head_dim) in float32, [B x heads, query tokens, key tokens]."""
+    return torch.bmm(q.flatten(0, 1), k.flatten(0, 1).transpose(1, 2)).float().mul_(q.shape[-1] ** -0.5)
 
 
 def _plays_half(x: Tensor, *kinds: torch.dtype) -> bool:

@@ -8,6 +8,7 @@ every 1x1x1 convolution is a matrix product. Parameter names and shapes are thos
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -124,7 +125,13 @@ class RMSNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         wide = torch.promote_types(x.dtype, torch.float32)  # squares of half-precision numbers overflow
         norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=wide).clamp_min(1e-12)
-        return x * (x.shape[-1] ** 0.5 / norm).to(x.dtype) * self.gamma.flatten()
+        scaled = x * (x.shape[-1] ** 0.5 / norm).to(x.dtype)
+        return scaled * self.gamma.flatten() if torch.is_grad_enabled() else scaled.mul_(self.gamma.flatten())
+
+
+def _silu(fresh: Tensor) -> Tensor:
+    """SiLU of a tensor that nobody else holds: in its own memory, unless it is to be differentiated."""
+    return F.silu(fresh, inplace=not torch.is_grad_enabled())
 
 
 class CausalConv3d(nn.Module):
@@ -138,6 +145,7 @@ class CausalConv3d(nn.Module):
         self.kernel, self.slot = kernel, slot
         conv = nn.Conv3d(in_dim, out_dim, kernel)  # for its initialisation
         self.weight, self.bias = conv.weight, conv.bias
+        self._stacked: Tensor | None = None
 
     def with_history(self, x: Tensor, cache: CausalCache | None) -> Tensor:
         """x preceded by the two frames before it (zeros where there were none): `[B, T+2, H, W, C]`."""
@@ -151,17 +159,47 @@ class CausalConv3d(nn.Module):
         return extended
 
     def forward(self, x: Tensor, cache: CausalCache | None = None) -> Tensor:
-        batch, frames = x.shape[:2]
         out_dim = self.weight.shape[0]
         if self.kernel[0] == 1:
             return F.linear(x, self.weight.view(out_dim, -1), self.bias)
-        x = self.with_history(x, cache)
+        return self.without_history(self.with_history(x, cache))
+
+    def without_history(self, x: Tensor) -> Tensor:
+        """The sums themselves: `[B, T+2, H, W, C]` -> `[B, T, H, W, out]`."""
+        batch, frames, side = x.shape[0], x.shape[1] - HISTORY, self.kernel[1] // 2
+        if side and x.dtype in as_volume(x.device):
+            weight = self.weight.to(memory_format=torch.channels_last_3d)  # free after `lay_out`
+            return F.conv3d(x.permute(0, 4, 1, 2, 3), weight, self.bias, padding=(0, side, side)).permute(0, 2, 3, 4, 1)
         x = torch.cat([x[:, :frames], x[:, 1 : frames + 1], x[:, 2:]], dim=-1)  # [B, T, H, W, 3*C]
-        weight = self.weight.transpose(1, 2).flatten(1, 2)  # [out, 3*C, k, k]
-        if self.kernel[1] == 1:
+        weight = self._stacked if self._stacked is not None else self._stack()
+        if side == 0:
             return F.linear(x, weight.flatten(1), self.bias)
-        weight = weight.to(memory_format=torch.channels_last)
-        return _as_video(F.conv2d(_as_images(x), weight, self.bias, padding=self.kernel[1] // 2), batch)
+        return _as_video(F.conv2d(_as_images(x), weight, self.bias, padding=side), batch)
+
+    def _stack(self) -> Tensor:
+        """The weight over three frames side by side in the channels: `[out, 3*C, k, k]`, channels last."""
+        return self.weight.transpose(1, 2).flatten(1, 2).contiguous(memory_format=torch.channels_last)
+
+    def lay_out(self) -> None:
+        """Bring the frozen weight into the layout it is multiplied in, from now on; names, shapes and values stay."""
+        if self.kernel[0] == 1:
+            return
+        if self.kernel[1] > 1 and self.weight.dtype in as_volume(self.weight.device):
+            self.weight = nn.Parameter(self.weight.detach().contiguous(memory_format=torch.channels_last_3d), requires_grad=False)
+        else:
+            self._stacked = self._stack().detach()
+
+    def _apply(self, *args: Any, **kwargs: Any) -> nn.Module:
+        self._stacked = None
+        return super()._apply(*args, **kwargs)
+
+
+def as_volume(device: torch.device) -> tuple[torch.dtype, ...]:
+    """Dtypes in which causal convolutions are quicker as one `conv3d` over [T+2, H, W] than as a `conv2d` over stacked frames.
+
+    On a CPU that is bfloat16 (oneDNN: 230 against 220 GFLOP/s on one core, and nothing to stack); in float32 it falls to a sixth.
+    """
+    return (torch.bfloat16,) if device.type == "cpu" else ()
 
 
 class ResidualBlock(nn.Module):
@@ -179,8 +217,8 @@ class ResidualBlock(nn.Module):
 
     def forward(self, x: Tensor, cache: CausalCache | None = None) -> Tensor:
         norm1, conv1, norm2, conv2 = self.residual.values()
-        h = conv1(F.silu(norm1(x)), cache)
-        h = conv2(F.silu(norm2(h)), cache)
+        h = conv1(_silu(norm1(x)), cache)
+        h = conv2(_silu(norm2(h)), cache)
         return h + self.shortcut(x)
 
 
@@ -238,6 +276,7 @@ class Upsample(nn.Module):
         super().__init__()
         self.resample = nn.ModuleDict({"1": nn.Conv2d(dim, dim // 2, 3, padding=1)})
         self.time_conv = CausalConv3d(dim, 2 * dim, (3, 1, 1), slot) if temporal else None
+        self._folded: Tensor | None = None
 
     def forward(self, x: Tensor, cache: CausalCache | None = None) -> Tensor:
         if self.time_conv is not None:
@@ -245,9 +284,43 @@ class Upsample(nn.Module):
                 x = self.double_time(x, cache)
             elif x.shape[1] > 1:  # latent 0 neither is doubled nor enters the history
                 x = torch.cat([x[:, :1], self.double_time(x[:, 1:], cache)], dim=1)
-        images = F.interpolate(_as_images(x), scale_factor=2.0, mode="nearest-exact")
+        return self.double_space(x)
+
+    def double_space(self, x: Tensor) -> Tensor:
+        """Nearest x2, then the 3x3 convolution: `[B, T, H, W, C]` -> `[B, T, 2H, 2W, C/2]`.
+
+        Each new pixel sees only 2x2 old ones, so with the weights that fall on the same old pixel added up beforehand the sums
+        are four 2x2 convolutions over the small picture: 4/9 of the work, the same numbers.
+        """
         conv = self.resample["1"]
-        return _as_video(F.conv2d(images, conv.weight.to(memory_format=torch.channels_last), conv.bias, padding=1), x.shape[0])
+        if self._folded is None:
+            images = F.interpolate(_as_images(x), scale_factor=2.0, mode="nearest-exact")
+            return _as_video(F.conv2d(images, conv.weight.to(memory_format=torch.channels_last), conv.bias, padding=1), x.shape[0])
+        height, width = x.shape[2:4]
+        quarters = F.conv2d(_as_images(x), self._folded, padding=1).unflatten(1, (2, 2, -1))  # [B*T, row, column, C/2, H+1, W+1]
+        out = x.new_empty(*x.shape[:2], height, 2, width, 2, quarters.shape[3])
+        for row in (0, 1):
+            for column in (0, 1):
+                quarter = quarters[:, row, column, :, row : row + height, column : column + width]
+                torch.add(_as_video(quarter, x.shape[0]), conv.bias, out=out[:, :, :, row, :, column])
+        return out.flatten(4, 5).flatten(2, 3)
+
+    def fold(self) -> None:
+        """Add up, once, the frozen weights that fall on the same old pixel."""
+        weight = self.resample["1"].weight.detach().float()  # [out, in, 3, 3]
+        # an even pixel's neighbours are old pixels (-1, 0, 0), an odd one's (0, 0, +1)
+        rows = [torch.stack([weight[:, :, 0], weight[:, :, 1] + weight[:, :, 2]], 2)]
+        rows += [torch.stack([weight[:, :, 0] + weight[:, :, 1], weight[:, :, 2]], 2)]
+        parts = [
+            torch.stack([first, second], 3)  # [out, in, 2, 2]
+            for row in rows
+            for first, second in ((row[..., 0], row[..., 1] + row[..., 2]), (row[..., 0] + row[..., 1], row[..., 2]))
+        ]
+        self._folded = torch.cat(parts).to(self.resample["1"].weight.dtype).contiguous(memory_format=torch.channels_last)
+
+    def _apply(self, *args: Any, **kwargs: Any) -> nn.Module:
+        self._folded = None
+        return super()._apply(*args, **kwargs)
 
     def double_time(self, x: Tensor, cache: CausalCache | None) -> Tensor:
         """`[B, T, H, W, C]` -> `[B, 2T, H, W, C]`: the first C channels are the even frame, the last C the odd."""
@@ -278,7 +351,7 @@ class Encoder(nn.Module):
         x = self.conv1(x, cache)
         for layer in (*self.downsamples, *self.middle):
             x = layer(x, cache)
-        return self.head["2"](F.silu(self.head["0"](x)), cache)
+        return self.head["2"](_silu(self.head["0"](x)), cache)
 
 
 class Decoder(nn.Module):
@@ -304,7 +377,7 @@ class Decoder(nn.Module):
         x = self.conv1(z, cache)
         for layer in (*self.middle, *self.upsamples):
             x = layer(x, cache)
-        return self.head["2"](F.silu(self.head["0"](x)), cache)
+        return self.head["2"](_silu(self.head["0"](x)), cache)
 
 
 class VAE(nn.Module):
@@ -316,6 +389,14 @@ class VAE(nn.Module):
         self.encoder, self.decoder = Encoder(config), Decoder(config)
         self.conv1 = CausalConv3d(2 * config.z_dim, 2 * config.z_dim, (1, 1, 1))
         self.conv2 = CausalConv3d(config.z_dim, config.z_dim, (1, 1, 1))
+
+    def lay_out(self) -> None:
+        """Bring frozen weights into the layouts they are multiplied in. Names, shapes and values stay what they are; moving undoes it."""
+        for module in self.modules():
+            if isinstance(module, CausalConv3d):
+                module.lay_out()
+            elif isinstance(module, Upsample):
+                module.fold()
 
     def new_encoder_cache(self) -> CausalCache:
         return CausalCache()
