@@ -4,10 +4,12 @@ from engine.actions import IDLE, Action, ActionSpace
 from engine.baseline import Baseline
 from engine.bench import SETTLE, BenchReport, benchmark, ceiling_of, compare
 from engine.clip import check_clip, clip_limit
+from engine.clock import BlockClock
 from engine.config import WorldConfig, load_config
 from engine.exact import NOISE, fingerprint, pin_threads, processor, settings
 from engine.history import REWIND_MB
 from engine.inspect import Comparison, FileReport, compare_weights, inspect_weights, weight_files
+from engine.overlap import Overlap
 from engine.picture import fit_frame, load_picture
 from engine.session import Session
 from engine.snapshot import Snapshot
@@ -24,8 +26,10 @@ __all__ = [
     "ActionSpace",
     "Baseline",
     "BenchReport",
+    "BlockClock",
     "Comparison",
     "FileReport",
+    "Overlap",
     "Session",
     "Snapshot",
     "World",

@@ -17,8 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from engine.actions import IDLE, Action
-from engine.bench_machine import synchronize
 from engine.conditioning import ConditionRing, StartCondition
+from engine.device import synchronize
 from engine.sampler import SeededNoise
 from engine.world import World
 from models.action import ActionModule

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Protocol
 
@@ -12,6 +12,7 @@ import numpy as np
 from engine.actions import Action
 from engine.bench_flops import block_work
 from engine.bench_machine import Ceiling, describe_machine, measure_ceiling, peak_memory
+from engine.overlap import Overlap
 from engine.session import Session
 
 
@@ -107,12 +108,14 @@ def benchmark(
     warmup: int = 2,
     startup: dict[str, float] | None = None,
     ceiling: Ceiling | None = None,
+    overlap: bool = False,
 ) -> BenchReport:
     """Play ``warmup`` blocks unmeasured, then ``blocks`` measured ones, as fast as the session can.
 
     ``action_of(i)`` is the action of block i; by default every key of the world in turn. Where a device works beside the host the
     blocks are played twice: once without waiting, for the rate, and once waiting after every stage, for the stages. ``ceiling``
-    adds what part of the machine is used, ``startup`` is passed on. Raises ValueError for blocks < 1.
+    adds what part of the machine is used, ``startup`` is passed on. With ``overlap`` decoder and transformer work side by side
+    (`engine.overlap`), and stages overlap. Raises ValueError for blocks < 1.
     """
     if blocks < 1 or warmup < 0:
         raise ValueError(f"a benchmark needs at least one block, got {blocks} (and {warmup} to warm up)")
@@ -123,7 +126,8 @@ def benchmark(
     precise = world.device.type == "cpu"  # nothing to wait for
     session.precise_timings = precise
     try:
-        frames, laps, ready, seconds = _play(session, choose, warmup, blocks)
+        play = _play_beside if overlap else _play
+        frames, laps, ready, seconds = play(session, choose, warmup, blocks)
         if not precise:
             session.precise_timings = True
             totals = [lap["total"] for lap in laps]
@@ -148,7 +152,7 @@ def benchmark(
         startup=dict(startup or {}),
         peak_bytes=peak_memory(world.device),
         machine=describe_machine(world.device),
-        engine=world.describe(),
+        engine=world.describe() | {"overlap": overlap},
     )
 
 
@@ -212,6 +216,29 @@ def _play(
         ready.append(time.perf_counter() - sampled)
         laps.append(session.timings)
     return frames, laps, ready, time.perf_counter() - begun
+
+
+def _play_beside(
+    session: Session, choose: Callable[[int], Action], first: int, blocks: int
+) -> tuple[int, list[dict[str, float]], list[float], float]:
+    """`_play` with decoder and transformer side by side. One block more at each end is played and not measured."""
+    sampled: list[float] = []
+
+    def actions() -> Iterator[Action]:
+        for block in range(first, first + blocks + 2):
+            sampled.append(time.perf_counter())
+            yield choose(block)
+
+    laps, ready, frames, begun, ended = [], [], 0, 0.0, 0.0
+    for number, block in enumerate(Overlap(session).play(actions())):
+        now = time.perf_counter()
+        if number == 0:
+            begun = now
+        elif number <= blocks:
+            ended, frames = now, frames + len(block.frames)
+            laps.append(block.timings)
+            ready.append(now - sampled[number])
+    return frames, laps, ready, ended - begun
 
 
 def _efficiency(session: Session, laps: list[dict[str, float]], ceiling: Ceiling) -> Efficiency | None:

@@ -11,6 +11,7 @@ from functools import partial
 
 import torch
 
+from engine.device import synchronize
 from engine.exact import processor
 
 SIDE = {"cpu": 1024, "cuda": 8192}  # of the square matrices
@@ -69,14 +70,6 @@ def peak_memory(device: torch.device) -> dict[str, int]:
     if device.type == "cuda":
         found["device"] = torch.cuda.max_memory_allocated(device)
     return found
-
-
-def synchronize(device: torch.device) -> None:
-    """Wait until the device has done all that it was given."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    elif device.type == "mps":
-        torch.mps.synchronize()
 
 
 def _best(work: Callable[[], object], device: torch.device, seconds: float) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,6 +15,7 @@ from torch import Tensor
 from engine.actions import IDLE, Action
 from engine.clip import check_clip, encode_clip
 from engine.conditioning import ConditionRing, Rows, StartCondition, Windows
+from engine.device import synchronize
 from engine.history import REWIND_MB, History
 from engine.sampler import BlockSampler, NoiseSource, SeededNoise
 from engine.snapshot import Identity, Snapshot
@@ -60,12 +61,8 @@ class Session:
 
         Afterwards `timings` holds the seconds of every stage. Raises WorldError for a key the world does not have.
         """
-        watch = _Stopwatch(self.world.device if self.precise_timings else None)
+        watch, rows, windows, condition = self._condition(action)
         clock, ring, cache = self.clock, self._ring, self._cache
-        rows = ring.hold(clock, *self.world.config.actions.to_model(action))
-        windows = ring.windows(clock, rows).to(self.world.device)
-        condition = self._start.block(clock)
-        watch.lap("conditioning")
         books = cache.first, cache.written
         undo = self._history.before(clock, cache, self._decoder, ring, self.last_frame)
         watch.lap("history")
@@ -77,29 +74,68 @@ class Session:
             if undo is not None:
                 undo.put_back(cache)
             raise
-        self._advance(rows, pictures[-1])  # from here on nothing can fail
+        self.advance(rows)  # from here on nothing can fail
+        self.shown(pictures[-1])
         self.timings = watch.finish()
         return pictures
 
-    def _make(self, condition: Tensor, windows: Windows, watch: _Stopwatch) -> tuple[Tensor, np.ndarray]:
+    def _condition(self, action: Action) -> tuple[Stopwatch, Rows, Windows, Tensor]:
+        """What steers the next block: rows, what the model reads of them, and the start picture's channels."""
+        watch = Stopwatch({self.world.device, self.world.decode_device} if self.precise_timings else ())
+        rows = self._ring.hold(self.clock, *self.world.config.actions.to_model(action))
+        windows = self._ring.windows(self.clock, rows).to(self.world.device)
+        condition = self._start.block(self.clock)
+        watch.lap("conditioning")
+        return watch, rows, windows, condition
+
+    def imagine(self, action: Action) -> tuple[Rows, Tensor, Stopwatch]:
+        """The transformer's part of `step`, for `engine.overlap`: the block's rows and latents. Changes nothing when it raises.
+
+        `advance` takes the rows, `develop` the latents; `shown` ends the block. What `rewind` could take back is forgotten.
+        """
+        watch, rows, windows, condition = self._condition(action)
+        self._history.clear()
+        books = self._cache.first, self._cache.written
+        try:
+            latents = self._imagine(condition, windows, watch)
+        except BaseException:
+            self._cache.first, self._cache.written = books
+            raise
+        return rows, latents, watch
+
+    def _make(self, condition: Tensor, windows: Windows, watch: Stopwatch) -> tuple[Tensor, np.ndarray]:
         """Latents and pictures of the block that comes next. Changes only what the next attempt at it would write over."""
+        latents = self._imagine(condition, windows, watch)
+        return latents, self.develop(latents, watch)
+
+    def _imagine(self, condition: Tensor, windows: Windows, watch: Stopwatch) -> Tensor:
+        """The transformer's part: latents `[1, z, n, h, w]`, and their keys and values in the cache."""
         clock, cache = self.clock, self._cache
         for count, x0 in enumerate(self._sampler.denoise(clock, cache, condition, windows, self._noise), 1):
-            latents = x0  # [1, z, n, h, w]
+            latents = x0
             watch.lap(f"denoise {count}")
         self._sampler.commit(clock, cache, condition, windows, latents)
         watch.lap("commit")
+        return latents
+
+    def develop(self, latents: Tensor, watch: Stopwatch) -> np.ndarray:
+        """The decoder's part: pictures, uint8 `[F, H, W, 3]` on the host."""
+        latents = latents.to(self.world.decode_device)
         frames = self.world.vae.decode_block(latents, self._decoder, commit=False)  # [1, 3, F, H, W] in [-1, 1]
         watch.lap("decode")
         pictures = to_uint8(frames)
         watch.lap("transfer")
-        return latents, pictures
+        return pictures
 
-    def _advance(self, rows: Rows, last_frame: np.ndarray) -> None:
-        self._decoder.commit()
+    def advance(self, rows: Rows) -> None:
+        """The transformer goes on to the next block."""
         self._ring.commit(self.clock, rows)
-        self.last_frame = _read_only(last_frame)
         self.clock = self.clock.next()
+
+    def shown(self, last_frame: np.ndarray) -> None:
+        """The decoder goes on to the next block."""
+        self._decoder.commit()
+        self.last_frame = _read_only(last_frame)
 
     @torch.inference_mode()
     def prefill(
@@ -123,8 +159,8 @@ class Session:
         report = progress or (lambda part: None)
         start = self.world.condition(clip[0])
         latents = []
-        for part in encode_clip(self.world.vae, clip, self.clock, config.height, config.width, self.world.device):
-            latents.append(part)
+        for part in encode_clip(self.world.vae, clip, self.clock, config.height, config.width, self.world.decode_device):
+            latents.append(part.to(self.world.device))
             report(len(latents) / blocks / 2)
         past = tuple(zip(latents, [*actions, *[IDLE] * (blocks - len(actions))], strict=True))
         return self._live_through(start, past, lambda done: report(0.5 + done / blocks / 2))
@@ -142,7 +178,7 @@ class Session:
                 rows = ring.hold(clock, *self.world.config.actions.to_model(action))
                 windows = ring.windows(clock, rows).to(self.world.device)
                 self._sampler.commit(clock, cache, start.block(clock), windows, latents)
-                pictures.append(to_uint8(self.world.vae.decode_block(latents, decoder)))
+                pictures.append(to_uint8(self.world.vae.decode_block(latents.to(self.world.decode_device), decoder)))
                 ring.commit(clock, rows)
                 clock = clock.next()
                 report(len(pictures))
@@ -215,7 +251,7 @@ class Session:
         latents, tokens = tensors["start.latents"].to(device, copy=True), tensors.get("start.visual_context")
         start = StartCondition(latents, self.world.config.vae.temporal_ratio, None if tokens is None else tokens.to(device, copy=True))
         decoder = self.world.vae.new_decoder_cache()
-        decoder.load({name: tensor.to(device) for name, tensor in _part(tensors, "decoder.").items()})
+        decoder.load({name: tensor.to(self.world.decode_device) for name, tensor in _part(tensors, "decoder.").items()})
         clock = replace(self.clock, epoch=self.clock.epoch + 1, block=snapshot.block)
         held = max(0, clock.start - self._cache.window), clock.start
         mouse = tensors.get("rows.mouse")
@@ -251,7 +287,7 @@ class Session:
         history = self._history
         if not 1 <= blocks <= len(history):
             raise WorldError(f"cannot rewind {blocks} blocks: {self._why_not()}")
-        undo, decoder = history.back(blocks), history.decoder(blocks, self.world.vae, self.world.device)
+        undo, decoder = history.back(blocks), history.decoder(blocks, self.world.vae, self.world.decode_device)
         history.put_back(blocks, self._cache)
         self._cache.first, self._cache.written = max(0, undo.clock.start - self._cache.window), undo.clock.start
         self._ring.load(undo.keyboard, undo.mouse, undo.clock.frames.start)
@@ -292,19 +328,17 @@ def _read_only(frame: np.ndarray) -> np.ndarray:
     return copy
 
 
-class _Stopwatch:
-    """Seconds of each stage. With a device, waits for it at each lap, so that a stage pays for its own work."""
+class Stopwatch:
+    """Seconds of each stage. It waits for ``devices`` at each lap, so that a stage pays for its own work."""
 
-    def __init__(self, device: torch.device | None) -> None:
-        self.device = device
+    def __init__(self, devices: Iterable[torch.device] = ()) -> None:
+        self.devices = tuple(devices)
         self.laps: dict[str, float] = {}
         self.begun = self.last = time.perf_counter()
 
     def lap(self, name: str) -> None:
-        if self.device is not None and self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        elif self.device is not None and self.device.type == "mps":
-            torch.mps.synchronize()
+        for device in self.devices:
+            synchronize(device)
         now = time.perf_counter()
         self.laps[name], self.last = now - self.last, now
 

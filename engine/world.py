@@ -38,13 +38,17 @@ Progress = Callable[[str, float], None]  # (what is being loaded, part done from
 class World:
     """The networks of one world, ready to play. Load it once, start as many sessions as wanted."""
 
-    def __init__(self, config: WorldConfig, dit: DiT, vae: VAE, files: Files, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(
+        self, config: WorldConfig, dit: DiT, vae: VAE, files: Files, device: torch.device, dtype: torch.dtype,
+        decode_device: torch.device | None = None,
+    ) -> None:  # fmt: skip
         self.config = config
         self.dit, self.vae = dit, vae
         dit.fuse()
         vae.lay_out()
         self.files = files
         self.device, self.dtype = device, dtype
+        self.decode_device = decode_device or device
         self._default: StartCondition | None = None
         self._hashes: dict[str, str] | None = None
         self._warm = False
@@ -52,16 +56,17 @@ class World:
     @classmethod
     def load(
         cls, world: str | Path | WorldConfig, weights: str | Path | None = None, device: str = "cpu", dtype: str | None = None,
-        progress: Progress | None = None,
+        progress: Progress | None = None, decode_device: str | None = None,
     ) -> World:  # fmt: skip
         """A world by name, by the path of its yaml, or by a config read (and perhaps changed) before.
 
         ``weights`` is the folder of files that do not come with the world; ``dtype`` overrides the config's "auto",
-        "float32", "bfloat16" or "float16". Cheap checks come first: name, config, device, files, and only then weights.
+        "float32", "bfloat16" or "float16"; ``decode_device`` is where pictures are coded and decoded, if not on ``device``.
+        Cheap checks come first: name, config, device, files, and only then weights.
         Raises WorldError (WeightError for files) with one line that says what is wrong.
         """
         config = world if isinstance(world, WorldConfig) else load_config(world)
-        place = _device(device)
+        place, decoding = _device(device), _device(decode_device or device)
         kind = choose_dtype(dtype or config.dtype, place)
         files = _files(config, None if weights is None else Path(weights))
         report = progress or (lambda what, part: None)
@@ -70,24 +75,26 @@ class World:
         check_weights(vae, files["vae"])
         if config.vision is not None:
             check_weights(_build(VisionEncoder, config.vision), files["vision"], "visual.", only=True)
-        load_into(vae, files["vae"], torch.float32, place, progress=lambda part: report("vae", part))
+        load_into(vae, files["vae"], torch.float32, decoding, progress=lambda part: report("vae", part))
         load_into(dit, files["dit"], kind, place, progress=lambda part: report("dit", part))
         vae.decoder.to(kind)  # decoding may run in half precision, encoding must not (SPEC §5)
         vae.conv2.to(kind)
-        return cls(config, dit.eval(), vae.eval(), files, place, kind)
+        return cls(config, dit.eval(), vae.eval(), files, place, kind, decoding)
 
     @classmethod
-    def untrained(cls, world: str | Path | WorldConfig, device: str = "cpu", dtype: str | None = None, seed: int = 0) -> World:
+    def untrained(
+        cls, world: str | Path | WorldConfig, device: str = "cpu", dtype: str | None = None, seed: int = 0, decode_device: str | None = None
+    ) -> World:
         """A world of the same shapes with random weights and no files: to measure with, not to look at. Raises WorldError as `load`."""
         config = world if isinstance(world, WorldConfig) else load_config(world)
-        place = _device(device)
+        place, decoding = _device(device), _device(decode_device or device)
         kind = choose_dtype(dtype or config.dtype, place)
         dit, vae = _build(DiT, config.model), _build(VAE, config.vae)
-        for module in (dit, vae):
-            randomise(module, place, kind, seed)
+        randomise(dit, place, kind, seed)
+        randomise(vae, decoding, kind, seed)
         vae.encoder.float()
         vae.conv1.float()
-        return cls(config, dit.eval(), vae.eval(), {}, place, kind)
+        return cls(config, dit.eval(), vae.eval(), {}, place, kind, decoding)
 
     @staticmethod
     def list() -> tuple[str, ...]:
@@ -137,10 +144,10 @@ class World:
         if self._warm:
             return
         make_exact()
-        grey = torch.zeros(1, 3, 1, self.config.height, self.config.width, device=self.device)
+        grey = torch.zeros(1, 3, 1, self.config.height, self.config.width, device=self.decode_device)
         vision = self.config.vision
         tokens = None if vision is None else torch.zeros(1, vision.num_tokens, vision.dim, device=self.device, dtype=self.dtype)
-        latents = encode_start(self.vae, grey, latents=2)  # the encoder's two shapes: one frame, then a latent's worth
+        latents = encode_start(self.vae, grey, latents=2).to(self.device)  # the encoder's two shapes: one frame, then a latent's worth
         Session(self, 0, StartCondition(latents, self.config.vae.temporal_ratio, tokens), rewind_mb=0).step(IDLE)
         self._warm = True
 
@@ -155,7 +162,8 @@ class World:
 
     def describe(self) -> dict[str, object]:
         """How this world is computed, for whoever reads its speed."""
-        return {"threads": torch.get_num_threads(), "attention": attention_kernels(self.device)}
+        found: dict[str, object] = {"threads": torch.get_num_threads(), "attention": attention_kernels(self.device)}
+        return found | ({} if self.decode_device == self.device else {"decode_device": str(self.decode_device)})
 
     def start_pixels(self, start: Picture | None = None) -> np.ndarray:
         """The start picture as the model sees it: uint8 `[H, W, 3]` at the world's size; given as a start it comes through unchanged."""
@@ -190,7 +198,7 @@ class World:
 
     def _encode(self, start: Picture) -> StartCondition:
         picture = load_picture(start, self.config.height, self.config.width).to(self.device)
-        latents = encode_start(self.vae, picture)
+        latents = encode_start(self.vae, picture.to(self.decode_device)).to(self.device)
         return StartCondition(latents, self.config.vae.temporal_ratio, self._visual_context(picture))
 
     def _own_start(self) -> Path:

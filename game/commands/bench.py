@@ -27,6 +27,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     measure.add_argument("--random", action="store_true", help="random weights of the world's shapes: no files are needed")
     measure.add_argument("--replay", type=Path, metavar="FILE", help="the actions of a session file or a script (each key in turn)")
     measure.add_argument("--seed", type=whole(0, 2**63 - 1), metavar="N", help="of the noise (the world's, else 0)")
+    measure.add_argument("--overlap", action="store_true", help="decoder and transformer side by side, as play --headless --overlap")
     measure.add_argument(
         "--compare",
         choices=["baseline"],
@@ -56,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
         found = engine.compare(session, engine.Baseline(session.world, session.seed, session.start), args.blocks, choose)
         print(json.dumps(found.to_dict(), indent=2) if args.json else found.to_text())
         return 0
-    report = engine.benchmark(session, args.blocks, choose, warmup, startup, engine.ceiling_of(session))
+    report = engine.benchmark(session, args.blocks, choose, warmup, startup, engine.ceiling_of(session), args.overlap)
     print(json.dumps(report.to_dict(), indent=2) if args.json else report.to_text())
     return 0
 
@@ -83,6 +84,8 @@ def _check(args: argparse.Namespace) -> None:
         raise UsageError(f"--replay {args.replay}: {'is a folder' if args.replay.is_dir() else 'no such file'}")
     if args.start is not None and not args.start.is_file():
         raise UsageError(f"--start {args.start}: {'is a folder, not a picture' if args.start.is_dir() else 'no such file'}")
+    if args.overlap and args.compare is not None:
+        raise UsageError("--compare takes turns, --overlap does not: give one of them")
     if args.random and args.weights is not None:
         raise UsageError("--random makes the weights itself: leave --weights out")
 
@@ -97,11 +100,19 @@ def _open(args: argparse.Namespace, config: WorldConfig, startup: dict[str, floa
         load_picture(args.start, config.height, config.width)
     elif config.start is None and not args.random:
         raise UsageError(config.start_missing())
+    place = {"device": args.device, "dtype": args.dtype, "decode_device": args.decode_device}
     begun = time.perf_counter()
     if args.random:
-        world = World.untrained(config, args.device, args.dtype)
+        world = World.untrained(config, **place)
     else:
-        world = World.load(config, args.weights, args.device, args.dtype, progress=lambda part, done: progress(PARTS.get(part, part), done))
+        world = World.load(
+            config,
+            args.weights,
+            args.device,
+            args.dtype,
+            decode_device=args.decode_device,
+            progress=lambda part, done: progress(PARTS.get(part, part), done),
+        )
     startup["load"] = time.perf_counter() - begun
     begun = time.perf_counter()
     world.warm_up()

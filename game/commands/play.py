@@ -41,6 +41,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     play.add_argument("--script", metavar="WORDS", help='actions instead of the keyboard, as words or a file of them: "w*3 w+l*2 idle j*4"')
     play.add_argument("--rewind-mb", type=whole(0, 10**6), metavar="N", help=f"memory to rewind with ({REWIND_MB}; headless 0)")
     play.add_argument("--replay", type=Path, metavar="FILE", help="a session that was recorded, once more (see reverie replay --help)")
+    play.add_argument("--overlap", action="store_true", help="with --headless: decode beside the next block; more frames a second")
     play.add_argument("--headless", action="store_true", help="no window, as fast as it goes; plays a demo walk unless there is a script")
     out = parser.add_argument_group("keeping it")
     out.add_argument("--record", type=Path, metavar="FILE.mp4", help="film what is played, and write FILE.session.jsonl beside it")
@@ -85,6 +86,8 @@ def run(args: argparse.Namespace) -> int:
 
 def _check(args: argparse.Namespace) -> None:
     """Whatever can be refused without loading anything."""
+    if args.overlap and (not args.headless or args.rewind_mb):
+        raise UsageError("--overlap goes with --headless, and without --rewind-mb: in a window a block is begun as late as can be")
     if args.json and not args.bench:
         raise UsageError("--json goes with --bench")
     if args.bench and (args.record or args.session or args.dump):
@@ -146,7 +149,7 @@ def _play_headless(args: argparse.Namespace) -> int:
     header = Header()
     session = open_session(args, config, ConsoleProgress(config.name), header)
     sinks = _sinks(args, header, wait=True)
-    tally = play_headless(session, config, script, args.blocks or len(script), sinks)
+    tally = play_headless(session, config, script, args.blocks or len(script), sinks, overlap=args.overlap)
     speed = f"{tally.fps:.1f} fps ({tally.fps / config.fps:.2f} x the native {config.fps})"
     print(f"{config.name}: {tally.blocks} blocks, {tally.frames} frames in {tally.seconds:.2f} s = {speed}")
     tell_written(sinks)

@@ -212,6 +212,7 @@ def open_replay(args: argparse.Namespace, plan: Plan, config: WorldConfig, progr
         config,
         weights=args.weights,
         device=args.device,
+        decode_device=args.decode_device,
         dtype=args.dtype or _dtype_of(plan.file),
         progress=lambda part, done: progress(PARTS.get(part, part), done),
     )

@@ -55,6 +55,19 @@ def test_actions_of_a_script_or_a_session(world: Path, tmp_path: Path, capsys: p
     assert main(["bench", "--world", str(world), "--blocks", "1", "--replay", str(session)]) == 0
 
 
+def test_side_by_side(world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "--world", str(world), "--blocks", "3", "--overlap", "--json"]) == 0
+    data = json.loads(capsys.readouterr().out)
+    assert data["frames"] == 36 and data["engine"]["overlap"] and data["stages"]["decode"]["median"] > 0
+    play = ["--world", str(world), "--headless", "--script", "w*2 a", "--blocks", "5"]
+    assert main([*play, "--session", str(tmp_path / "a.jsonl")]) == 0
+    assert main([*play, "--overlap", "--session", str(tmp_path / "b.jsonl")]) == 0
+    ours, theirs = ([json.loads(line) for line in (tmp_path / name).read_text().splitlines()] for name in ("a.jsonl", "b.jsonl"))
+    assert [line.get("sha256") for line in ours] == [line.get("sha256") for line in theirs]
+    assert sum("sha256" in line for line in ours) >= 5
+    assert main([*play[:2], "--overlap", "--blocks", "1"]) == 2
+
+
 def test_compare_with_the_plain_variant(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", "--world", str(world), "--blocks", "2", "--compare", "baseline"]) == 0
     assert "x the plain variant" in capsys.readouterr().out
