@@ -12,6 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from engine.config import WorldConfig
 from models.checkpoint import build_empty
 from models.dit import DiT, DiTConfig
+from models.taehv import TAEHV, TAEHVConfig
 from models.vae import VAE, VAEConfig
 
 IMAGE_TOKENS = 257  # of the published image encoder, where a config has none of its own
@@ -50,8 +51,8 @@ def block_work(config: WorldConfig, dtype: torch.dtype) -> BlockWork:
         per_latent += 2 * len(model.action.blocks) * model.action.hidden * ((places if model.action.mouse_dim else 0) + 1)
     return BlockWork(
         denoise_pass=pass_flops(model, places, n, window, image),
-        commit=pass_flops(model, places, n, window, image, keys_only=True),
-        decode=decode_flops(config.vae, n, height, width),
+        commit=pass_flops(model, places, n, window, image, keys_only=True) if config.sampler.context == "clean" else 0,
+        decode=decode_flops(config.taehv if config.decoder == "taehv" else config.vae, n, height, width),
         passes=len(config.sampler.steps),
         dit_bytes=weights * dtype.itemsize,
         cache_bytes=per_latent * window * dtype.itemsize,
@@ -90,9 +91,9 @@ def pass_flops(config: DiTConfig, places: int, n: int, seen: int, image: int = I
 
 @lru_cache(maxsize=8)
 @torch.inference_mode()
-def decode_flops(config: VAEConfig, n: int, height: int, width: int) -> int:
+def decode_flops(config: VAEConfig | TAEHVConfig, n: int, height: int, width: int) -> int:
     """Decoding ``n`` latents of ``height`` x ``width`` in the middle of a stream, as the decoder does it: counted on the meta device."""
-    vae = build_empty(VAE, config)
+    vae = build_empty(TAEHV if isinstance(config, TAEHVConfig) else VAE, config)
     cache = vae.new_decoder_cache()
     latents = torch.empty(1, config.z_dim, n, height, width, device="meta")
     vae.decode_block(latents, cache)

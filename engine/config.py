@@ -17,6 +17,7 @@ from engine.worldfile import Layer, asset_folder, config_folder, layer_of, merge
 from models.dit import DiTConfig
 from models.errors import WorldError, one_line
 from models.flow import FlowSchedule
+from models.taehv import TAEHVConfig
 from models.vae import VAEConfig
 from models.vision import VisionConfig
 
@@ -30,18 +31,27 @@ LIMITS = {
     "seed": SEED_LIMIT,
 }  # fmt: skip
 LIST_LIMIT = 256
-PARTS = ("dit", "vae", "vision")  # that have weight files
+PARTS = ("dit", "vae", "vision", "taehv")  # that have weight files
+DECODERS = ("vae", "taehv")
+CONTEXTS = ("clean", "last")
 Layers = Sequence[Layer]
 
 
 @dataclass(frozen=True)
 class SamplerConfig:
-    """Denoising steps (of 1000, falling) and the schedule's shift; see `models.flow`."""
+    """Denoising steps (of 1000, falling) and the schedule's shift; see `models.flow`.
+
+    ``context`` says whose keys and values a block leaves to later ones: those of a "clean" pass of their own, as the models were trained,
+    or those of the "last" denoising pass, an approximation that saves a pass.
+    """
 
     steps: tuple[int, ...] = (1000, 666, 333)
     shift: float = 5.0
+    context: str = "clean"
 
     def __post_init__(self) -> None:
+        if self.context not in CONTEXTS:
+            raise ValueError(f"context is one of {', '.join(CONTEXTS)}; got {self.context!r}")
         FlowSchedule(self.shift).timesteps(self.steps)
 
 
@@ -55,6 +65,7 @@ class WeightFiles:
     dit: tuple[str, ...]
     vae: tuple[str, ...]
     vision: tuple[str, ...] = ()
+    taehv: tuple[str, ...] = ()
     source: str | None = None
     folders: Mapping[str, Path] = field(default_factory=dict, metadata={"yaml": False}, compare=False)
     added: frozenset[str] = field(default=frozenset(), metadata={"yaml": False})
@@ -65,7 +76,7 @@ class WorldConfig:
     """Everything about a world except its weights. What is not in the yaml comes from where it was read.
 
     ``start`` is the default start picture: relative to the assets, or to the folder of a yaml of the user's own. ``seed`` is
-    that of a session for which none is asked.
+    that of a session for which none is asked. ``decoder`` "taehv" makes the pictures with the tiny decoder: quicker, not the same.
     """
 
     title: str
@@ -82,6 +93,8 @@ class WorldConfig:
     about: str = ""
     dtype: str = "auto"
     seed: int = 0
+    decoder: str = "vae"
+    taehv: TAEHVConfig = field(default_factory=TAEHVConfig)
     name: str = field(default="", metadata={"yaml": False})
     file: Path = field(default=Path(), metadata={"yaml": False})
 
@@ -148,7 +161,15 @@ class WorldConfig:
             (self.vision is None or self.vision.dim == model.img_dim, f"vision.dim must equal model.img_dim {model.img_dim}"),
             (bool(self.weights.dit and self.weights.vae), "weights needs at least one file for dit and one for vae"),
             (self.vision is None or bool(self.weights.vision), "weights needs a file for vision"),
+            (self.decoder in DECODERS, f"decoder is one of {', '.join(DECODERS)}; got {self.decoder!r}"),
+            (self.decoder == "vae" or bool(self.weights.taehv), f"the world {self.name} has no file for the decoder taehv (weights.taehv)"),
+            (self.decoder == "vae" or self._fits_taehv(), "taehv must have the z_dim and the ratios of the vae"),
         ]
+
+    def _fits_taehv(self) -> bool:
+        ours, theirs = self.taehv, self.vae
+        sizes = (theirs.z_dim, theirs.spatial_ratio, theirs.temporal_ratio)
+        return (ours.z_dim, ours.spatial_ratio, ours.temporal_ratio) == sizes
 
     @staticmethod
     def _fits(length: int, side: int) -> bool:

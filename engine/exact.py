@@ -85,7 +85,19 @@ def fingerprint(world: World) -> dict[str, Plain]:
 
 def settings(config: WorldConfig) -> dict[str, Plain]:
     """Every setting of a world that can show in its pictures, flat, by its path in the yaml: ``model.dim``, ``sampler.steps`` …"""
-    return dict(sorted(_flat(asdict(config))))
+    return dict(sorted(_flat(without_unused(asdict(config), config))))
+
+
+def without_unused(plain: dict[str, Any], config: WorldConfig) -> dict[str, Any]:
+    """``plain``, the settings of ``config`` as tables, without those that came later and stand where they change nothing.
+
+    So what was saved before they came still belongs to the same world.
+    """
+    if config.decoder == "vae":
+        plain = {key: value for key, value in plain.items() if key not in ("decoder", "taehv")}
+    if config.sampler.context == "clean":
+        plain["sampler"] = {key: value for key, value in plain["sampler"].items() if key != "context"}
+    return plain
 
 
 def processor() -> str:

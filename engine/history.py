@@ -19,6 +19,7 @@ from torch import Tensor
 from engine.clock import BlockClock
 from engine.conditioning import ConditionRing
 from models.kv_cache import DiTCache
+from models.taehv import TAEHV
 from models.vae import VAE, CausalCache
 
 if TYPE_CHECKING:
@@ -110,14 +111,14 @@ class History:
             raise IndexError(blocks)
         return self._undos[-blocks]
 
-    def decoder(self, blocks: int, vae: VAE, device: torch.device) -> CausalCache:
+    def decoder(self, blocks: int, decoder: VAE | TAEHV, device: torch.device) -> CausalCache:
         """The decoder's state before the block that is ``blocks`` back."""
         target = len(self._undos) - blocks
         start = next(i for i in range(target, -1, -1) if self._undos[i].decoder is not None)
-        cache = vae.new_decoder_cache()
+        cache = decoder.new_decoder_cache()
         cache.load({name: tensor.to(device) for name, tensor in self._undos[start].decoder.items()})
         for undo in islice(self._undos, start, target):
-            vae.decode_block(undo.latents.to(device), cache)
+            decoder.decode_block(undo.latents.to(device), cache)
         return cache
 
     def put_back(self, blocks: int, cache: DiTCache) -> None:

@@ -51,7 +51,7 @@ class Session:
         self._start = start if isinstance(start, StartCondition) else world.condition(start)
         self._ring = ConditionRing(world.config.model.action)
         self._cache = world.new_cache(self._start)
-        self._decoder = world.vae.new_decoder_cache()
+        self._decoder = world.decoder.new_decoder_cache()
         self._history = History(int(rewind_mb * 1e6))
         self._past: Past = ()
 
@@ -114,14 +114,15 @@ class Session:
         for count, x0 in enumerate(self._sampler.denoise(clock, cache, condition, windows, self._noise), 1):
             latents = x0
             watch.lap(f"denoise {count}")
-        self._sampler.commit(clock, cache, condition, windows, latents)
-        watch.lap("commit")
+        if self.world.config.sampler.context == "clean":  # else the keys of the last pass stay
+            self._sampler.commit(clock, cache, condition, windows, latents)
+            watch.lap("commit")
         return latents
 
     def develop(self, latents: Tensor, watch: Stopwatch) -> np.ndarray:
         """The decoder's part: pictures, uint8 `[F, H, W, 3]` on the host."""
         latents = latents.to(self.world.decode_device)
-        frames = self.world.vae.decode_block(latents, self._decoder, commit=False)  # [1, 3, F, H, W] in [-1, 1]
+        frames = self.world.decoder.decode_block(latents, self._decoder, commit=False)  # [1, 3, F, H, W] in [-1, 1]
         watch.lap("decode")
         pictures = to_uint8(frames)
         watch.lap("transfer")
@@ -169,7 +170,7 @@ class Session:
     def _live_through(self, start: StartCondition, past: Past, report: Callable[[int], None] = lambda done: None) -> list[np.ndarray]:
         """Commit clean latents block by block, at block 0, into all caches and the decoder's; all of it or nothing."""
         clock, cache = self.clock, self._cache
-        ring, decoder = ConditionRing(self._ring.config), self.world.vae.new_decoder_cache()
+        ring, decoder = ConditionRing(self._ring.config), self.world.decoder.new_decoder_cache()
         images = [layer.image for layer in cache.layers]
         pictures = []
         try:
@@ -178,7 +179,7 @@ class Session:
                 rows = ring.hold(clock, *self.world.config.actions.to_model(action))
                 windows = ring.windows(clock, rows).to(self.world.device)
                 self._sampler.commit(clock, cache, start.block(clock), windows, latents)
-                pictures.append(to_uint8(self.world.vae.decode_block(latents.to(self.world.decode_device), decoder)))
+                pictures.append(to_uint8(self.world.decoder.decode_block(latents.to(self.world.decode_device), decoder)))
                 ring.commit(clock, rows)
                 clock = clock.next()
                 report(len(pictures))
@@ -204,7 +205,7 @@ class Session:
             self.seed, self._noise = seed, SeededNoise(seed)
         self._cache.clear()
         self._ring.reset()
-        self._decoder = self.world.vae.new_decoder_cache()
+        self._decoder = self.world.decoder.new_decoder_cache()
         self._history.clear()
         self.clock = self.clock.restarted()
         self.last_frame = self.restored_from = None
@@ -250,7 +251,7 @@ class Session:
         tensors, device = snapshot.tensors, self.world.device
         latents, tokens = tensors["start.latents"].to(device, copy=True), tensors.get("start.visual_context")
         start = StartCondition(latents, self.world.config.vae.temporal_ratio, None if tokens is None else tokens.to(device, copy=True))
-        decoder = self.world.vae.new_decoder_cache()
+        decoder = self.world.decoder.new_decoder_cache()
         decoder.load({name: tensor.to(self.world.decode_device) for name, tensor in _part(tensors, "decoder.").items()})
         clock = replace(self.clock, epoch=self.clock.epoch + 1, block=snapshot.block)
         held = max(0, clock.start - self._cache.window), clock.start
@@ -287,7 +288,7 @@ class Session:
         history = self._history
         if not 1 <= blocks <= len(history):
             raise WorldError(f"cannot rewind {blocks} blocks: {self._why_not()}")
-        undo, decoder = history.back(blocks), history.decoder(blocks, self.world.vae, self.world.decode_device)
+        undo, decoder = history.back(blocks), history.decoder(blocks, self.world.decoder, self.world.decode_device)
         history.put_back(blocks, self._cache)
         self._cache.first, self._cache.written = max(0, undo.clock.start - self._cache.window), undo.clock.start
         self._ring.load(undo.keyboard, undo.mouse, undo.clock.frames.start)

@@ -19,9 +19,11 @@ from torch import Tensor
 from engine.actions import Action
 from engine.clip import MAX_BLOCKS
 from engine.conditioning import HISTORY, START_LATENTS
+from engine.exact import without_unused
 from engine.statefile import Layout, StateFile, write
 from models.checkpoint import build_empty
 from models.errors import WorldError, one_line
+from models.taehv import TAEHV, TAEHVConfig
 from models.vae import VAE, VAEConfig
 
 if TYPE_CHECKING:
@@ -132,6 +134,8 @@ def _describe(world: World) -> dict[str, Any]:
         del entry["does"]  # for people only
     settings = {"fps": config.fps, "height": config.height, "width": config.width, "dtype": str(world.dtype).removeprefix("torch.")}
     settings |= {"actions": actions, "sampler": asdict(config.sampler), "model": asdict(config.model), "vae": asdict(config.vae)}
+    settings |= {"decoder": config.decoder, "taehv": asdict(config.taehv)}
+    settings = without_unused(settings, config)
     settings["vision"] = None if config.vision is None else asdict(config.vision)
     return json.loads(json.dumps({"world": config.name, "weights": world.weight_hashes(), "settings": settings}))  # tuples become lists
 
@@ -144,7 +148,8 @@ def layout(world: World, block: int, past: int = 0) -> Layout:
     _, down, right = model.patch_size
     cache = world.dit.new_cache(1, height // down, width // right, "meta", dtype)
     found: Layout = {f"cache.{name}": (dtype, tuple(buffer.shape)) for name, buffer in cache.tensors().items()}
-    decoder = decoder_layout(vae, model.num_frame_per_block, height, width, dtype, min(block, 2))
+    own = config.taehv if config.decoder == "taehv" else vae
+    decoder = decoder_layout(own, model.num_frame_per_block, height, width, dtype, min(block, 2))
     found |= {f"decoder.{slot}": (dtype, shape) for slot, shape in decoder}
     found["rows.keyboard"] = (torch.float32, (HISTORY, model.action.keyboard_dim))
     if model.action.mouse_dim:
@@ -164,15 +169,17 @@ def layout(world: World, block: int, past: int = 0) -> Layout:
 
 @lru_cache(maxsize=8)
 @torch.inference_mode()
-def decoder_layout(vae: VAEConfig, n: int, height: int, width: int, dtype: torch.dtype, blocks: int) -> tuple[tuple[str, tuple], ...]:
+def decoder_layout(
+    config: VAEConfig | TAEHVConfig, n: int, height: int, width: int, dtype: torch.dtype, blocks: int
+) -> tuple[tuple[str, tuple], ...]:
     """(slot, shape) of all that the decoder remembers after so many blocks of ``n`` latents; from the second on that stays the same.
 
     The decoder itself is asked, without memory.
     """
-    network = build_empty(VAE, vae).to(dtype)
+    network = build_empty(TAEHV if isinstance(config, TAEHVConfig) else VAE, config).to(dtype)
     cache = network.new_decoder_cache()
     for _ in range(blocks):
-        network.decode_block(torch.empty(1, vae.z_dim, n, height, width, device="meta"), cache)
+        network.decode_block(torch.empty(1, config.z_dim, n, height, width, device="meta"), cache)
     return tuple((slot, tuple(frames.shape)) for slot, frames in cache.tensors().items())
 
 

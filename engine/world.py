@@ -27,11 +27,12 @@ from models.dit import DiT
 from models.errors import WeightError, WorldError, one_line
 from models.filecache import file_hash
 from models.kv_cache import DiTCache
+from models.taehv import TAEHV
 from models.telltale import unfinished
 from models.vae import VAE
 from models.vision import VisionEncoder
 
-Files = dict[str, list[Path]]  # the weight files in use, by part: dit, vae, vision
+Files = dict[str, list[Path]]  # the weight files in use, by part: dit, vae, vision, taehv
 Progress = Callable[[str, float], None]  # (what is being loaded, part done from 0 to 1)
 
 
@@ -40,12 +41,14 @@ class World:
 
     def __init__(
         self, config: WorldConfig, dit: DiT, vae: VAE, files: Files, device: torch.device, dtype: torch.dtype,
-        decode_device: torch.device | None = None,
+        decode_device: torch.device | None = None, taehv: TAEHV | None = None,
     ) -> None:  # fmt: skip
         self.config = config
         self.dit, self.vae = dit, vae
         dit.fuse()
         vae.lay_out()
+        self.decoder: VAE | TAEHV = taehv or vae  # what makes the pictures; only the VAE can encode
+        self.decoder.lay_out()
         self.files = files
         self.device, self.dtype = device, dtype
         self.decode_device = decode_device or device
@@ -75,11 +78,17 @@ class World:
         check_weights(vae, files["vae"])
         if config.vision is not None:
             check_weights(_build(VisionEncoder, config.vision), files["vision"], "visual.", only=True)
+        if config.decoder == "taehv":
+            check_weights(_build(TAEHV, config.taehv).decoder, files["taehv"], "decoder.", only=True)
         load_into(vae, files["vae"], torch.float32, decoding, progress=lambda part: report("vae", part))
         load_into(dit, files["dit"], kind, place, progress=lambda part: report("dit", part))
         vae.decoder.to(kind)  # decoding may run in half precision, encoding must not (SPEC §5)
         vae.conv2.to(kind)
-        return cls(config, dit.eval(), vae.eval(), files, place, kind, decoding)
+        taehv = None
+        if config.decoder == "taehv":
+            taehv = _build(TAEHV, config.taehv).eval()
+            load_into(taehv.decoder, files["taehv"], kind, decoding, "decoder.", only=True, progress=lambda part: report("taehv", part))
+        return cls(config, dit.eval(), vae.eval(), files, place, kind, decoding, taehv)
 
     @classmethod
     def untrained(
@@ -94,7 +103,10 @@ class World:
         randomise(vae, decoding, kind, seed)
         vae.encoder.float()
         vae.conv1.float()
-        return cls(config, dit.eval(), vae.eval(), {}, place, kind, decoding)
+        taehv = _build(TAEHV, config.taehv).eval() if config.decoder == "taehv" else None
+        if taehv is not None:
+            randomise(taehv, decoding, kind, seed)
+        return cls(config, dit.eval(), vae.eval(), {}, place, kind, decoding, taehv)
 
     @staticmethod
     def list() -> tuple[str, ...]:
@@ -162,7 +174,11 @@ class World:
 
     def describe(self) -> dict[str, object]:
         """How this world is computed, for whoever reads its speed."""
-        found: dict[str, object] = {"threads": torch.get_num_threads(), "attention": attention_kernels(self.device)}
+        found: dict[str, object] = {
+            "decoder": self.config.decoder,
+            "threads": torch.get_num_threads(),
+            "attention": attention_kernels(self.device),
+        }
         return found | ({} if self.decode_device == self.device else {"decode_device": str(self.decode_device)})
 
     def start_pixels(self, start: Picture | None = None) -> np.ndarray:
@@ -262,6 +278,8 @@ def _files(config: WorldConfig, weights: Path | None) -> Files:
     if weights is not None and not os.path.isdir(weights):  # unlike Path's own, it takes names of any length
         raise WeightError(_no_folder(config, weights))
     wanted = {"dit": config.weights.dit, "vae": config.weights.vae, "vision": config.weights.vision if config.vision else ()}
+    if config.decoder == "taehv":
+        wanted["taehv"] = config.weights.taehv
     files = {part: [_place(config.weight_folders(part, weights), name) for name in names] for part, names in wanted.items()}
     missing = [(part, name) for part, names in wanted.items() for name, file in zip(names, files[part], strict=True) if not file.is_file()]
     if not missing:
