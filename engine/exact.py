@@ -72,7 +72,7 @@ def fingerprint(world: World) -> dict[str, Plain]:
         "attention": attention_kernels(device),
         "deterministic": torch.get_deterministic_debug_mode() > 0 and torch.backends.cudnn.deterministic,
         "float32": torch.get_float32_matmul_precision(),
-        "compile": any(hasattr(module, "_orig_mod") for module in (world.dit, world.vae)),  # what torch.compile wraps
+        "compile": world.compiled,
     }
     if device.type == "cuda":
         found |= {

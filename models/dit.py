@@ -9,7 +9,7 @@ Parameter names are those of the published Matrix-Game 2.0 checkpoints without `
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -91,6 +91,7 @@ class Given:
     grid: Rotary
     time: Rotary
     steerings: Sequence[Steering | None]  # of each layer
+    slots: Tensor  # of the rings, [n] on the device
 
 
 class DiT(nn.Module):
@@ -107,6 +108,7 @@ class DiT(nn.Module):
         self.blocks = nn.ModuleList(Layer(config, i in config.action.blocks) for i in range(config.num_layers))
         self.head = Head(config)
         self._known_times: dict[object, tuple[list[Modulation], Modulation]] = {}
+        self._body: Callable[..., Tensor] | None = None
         self._initialise()
 
     def forward(
@@ -128,23 +130,48 @@ class DiT(nn.Module):
         height, width = self._grid(x, mouse)
         positions = torch.arange(start, start + x.shape[2])  # on the host: no position is ever read back
         grid, time = self._rotaries(positions, height, width, x.device)
-        return Given(start, x.shape[2], grid, time, self._steerings(keyboard, mouse, time))
+        slots = (positions % self.config.local_attn_size).to(x.device, non_blocking=True)
+        return Given(start, x.shape[2], grid, time, self._steerings(keyboard, mouse, time), slots)
 
     def denoise(self, x: Tensor, timestep: Tensor, given: Given, cache: DiTCache) -> Tensor:
         """`forward` over a block that was prepared."""
-        return self._run(x, timestep, given.grid, given.time, given.steerings, self._attends(given, cache))
+        _, down, right = self.config.patch_size
+        tokens = self._patchify(x)
+        modulations, head = self._modulations(timestep, tokens)
+        for i, run in enumerate(self._runs(given, cache, modulations)):
+            tokens = run(self.blocks[i], tokens)
+        return self._unpatchify(self.head(tokens, head), x.shape[3] // down, x.shape[4] // right)
 
     def remember(self, x: Tensor, timestep: Tensor, given: Given, cache: DiTCache) -> None:
         """`denoise` for the keys and values it leaves in ``cache``: the same ones, without what comes after the last of them."""
         tokens = self._patchify(x)
         modulations, _ = self._modulations(timestep, tokens)
-        attends = self._attends(given, cache)
-        *layers, last = zip(self.blocks, modulations, given.steerings, attends, strict=True)
-        for layer, modulation, steering, attend in layers:
-            tokens = layer(tokens, modulation, steering, given.grid, given.time, attend)
-        layer, modulation, steering, attend = last
+        runs = self._runs(given, cache, modulations)
+        for layer, run in zip(self.blocks, runs[:-1], strict=False):
+            tokens = run(layer, tokens)
+        self.blocks[-1].remember(tokens, modulations[-1], given, cache.layers[-1], cache.open(given.start, given.n), given.steerings[-1])
+
+    def compile(self, **options: Any) -> None:
+        """Have the layers compiled (`torch.compile`, without a graph break) from now on, for passes over a full window.
+
+        All those have one shape, and all layers of a kind one graph. Until the window is full, layers run as they are.
+        """
+        self._body = torch.compile(_layer_body, fullgraph=True, dynamic=False, **options)
+
+    def _runs(self, given: Given, cache: DiTCache, modulations: Sequence[Modulation]) -> list[Callable[[Layer, Tensor], Tensor]]:
+        """How each layer is run over the block. Raises ``ValueError`` if the image's keys are missing or the block cannot follow."""
+        if self.img_emb is not None and cache.layers[0].image is None:
+            raise ValueError("the cache has no image keys yet: call precompute_context once per session")
         block = cache.open(given.start, given.n)
-        layer.remember(tokens, modulation, steering, given.grid, given.time, attend, cache.layers[-1], block)
+        if self._body is not None and block.start + block.n - block.first == block.window:
+            return [
+                partial(_run_compiled, self._body, modulation, steering, given, memory)
+                for modulation, steering, memory in zip(modulations, given.steerings, cache.layers, strict=True)
+            ]
+        return [
+            partial(_run_as_it_is, modulation, steering, given, memory.attend(block))
+            for modulation, steering, memory in zip(modulations, given.steerings, cache.layers, strict=True)
+        ]
 
     def fuse(self) -> None:
         """Lay frozen weights out for playing: one product where several read the same. Names and values stay what they are.
@@ -219,13 +246,6 @@ class DiT(nn.Module):
         for layer, modulation, steering, attend in zip(self.blocks, modulations, steerings, attends, strict=True):
             tokens = layer(tokens, modulation, steering, grid, time, attend)
         return self._unpatchify(self.head(tokens, head), x.shape[3] // down, x.shape[4] // right)
-
-    def _attends(self, given: Given, cache: DiTCache) -> list[Attend]:
-        """The rings, opened for the block. Raises ``ValueError`` if the image's keys are missing or the block cannot follow."""
-        if self.img_emb is not None and cache.layers[0].image is None:
-            raise ValueError("the cache has no image keys yet: call precompute_context once per session")
-        block = cache.open(given.start, given.n)
-        return [layer.attend(block) for layer in cache.layers]
 
     def _steerings(self, keyboard: Tensor, mouse: Tensor | None, time: Rotary) -> list[Steering | None]:
         dtype = self.patch_embedding.weight.dtype
@@ -353,14 +373,14 @@ class Layer(nn.Module):
         return x if self.cross_attn is None else x + self.cross_attn(self.norm3(x), attend)
 
     def remember(
-        self, x: Tensor, modulation: Modulation, steering: Steering | None, grid: Rotary, time: Rotary, attend: Attend,
-        memory: LayerCache, block: Block,
-    ) -> None:  # fmt: skip
+        self, x: Tensor, modulation: Modulation, given: Given, memory: LayerCache, block: Block, steering: Steering | None
+    ) -> None:
         """Leave what `forward` would leave in the rings, and work out nothing else."""
+        grid, time = given.grid, given.time
         if memory.mouse is None:  # nothing that is remembered depends on this layer's output
             memory.tokens.write(block, *self.self_attn.keys_values(modulate(x, modulation[0], modulation[1], self.eps), grid))
         else:
-            x = self._attended(x, modulation, grid, attend)
+            x = self._attended(x, modulation, grid, memory.attend(block))
             memory.mouse.write(block, *self.action_model.mouse_keys_values(x, steering, time))
         if memory.keyboard is not None:
             memory.keyboard.write(block, steering.keys, steering.values)
@@ -388,6 +408,26 @@ class Head(nn.Module):
 
     def forward(self, x: Tensor, modulation: Modulation) -> Tensor:
         return self.head(modulate(x, *modulation, self.eps))
+
+
+def _layer_body(
+    layer: Layer, x: Tensor, modulation: Modulation, steering: Steering | None, grid: Rotary, time: Rotary, memory: LayerCache,
+    slots: Tensor,
+) -> Tensor:  # fmt: skip
+    return layer(x, modulation, steering, grid, time, memory.attend_full(slots))
+
+
+def _run_compiled(
+    body: Callable[..., Tensor], modulation: Modulation, steering: Steering | None, given: Given, memory: LayerCache, layer: Layer,
+    x: Tensor,
+) -> Tensor:  # fmt: skip
+    return body(layer, x, modulation, steering, given.grid, given.time, memory, given.slots)
+
+
+def _run_as_it_is(
+    modulation: Modulation, steering: Steering | None, given: Given, attend: Attend, layer: Layer, x: Tensor
+) -> Tensor:  # fmt: skip
+    return layer(x, modulation, steering, given.grid, given.time, attend)
 
 
 def timestep_embedding(timestep: Tensor, freq_dim: int) -> Tensor:

@@ -62,6 +62,12 @@ class KVRing:
         """Write the block's k, v ``[B, heads, n x tokens, head_dim]`` into its slots, then let q see the window."""
         return kernels.attend(q, self._seen(self.k, block, k).to(q.dtype), self._seen(self.v, block, v).to(q.dtype))
 
+    def attend_full(self, slots: Tensor, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """`attend` once the ring is full, in one shape for ever: ``slots`` `[n]`, on the ring's device, are those to write into."""
+        for ring, new in ((self.k, k), (self.v, v)):
+            ring.index_copy_(2, slots, new.unflatten(2, (-1, ring.shape[3])).to(ring.dtype))
+        return kernels.attend(q, self.k.flatten(2, 3).to(q.dtype), self.v.flatten(2, 3).to(q.dtype))
+
     def write(self, block: Block, k: Tensor, v: Tensor) -> None:
         """Only write the block's k, v into its slots: for a pass whose output nobody needs."""
         for ring, new in ((self.k, k), (self.v, v)):
@@ -96,6 +102,11 @@ class LayerCache:
         """The attentions of a pass over ``block``."""
         mouse, keyboard = (None if ring is None else partial(ring.attend, block) for ring in (self.mouse, self.keyboard))
         return Attend(partial(self.tokens.attend, block), mouse, keyboard, self.image)
+
+    def attend_full(self, slots: Tensor) -> Attend:
+        """The attentions of any pass over a full ring (`KVRing.attend_full`)."""
+        mouse, keyboard = (None if ring is None else partial(ring.attend_full, slots) for ring in (self.mouse, self.keyboard))
+        return Attend(partial(self.tokens.attend_full, slots), mouse, keyboard, self.image)
 
     def clone(self) -> LayerCache:
         mouse, keyboard = (None if ring is None else ring.clone() for ring in (self.mouse, self.keyboard))

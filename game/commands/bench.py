@@ -117,6 +117,10 @@ def _open(args: argparse.Namespace, config: WorldConfig, startup: dict[str, floa
     begun = time.perf_counter()
     world.warm_up()
     startup["warm-up"] = time.perf_counter() - begun
+    if args.compile:
+        begun = time.perf_counter()
+        world.compile(progress)
+        startup["compile"] = time.perf_counter() - begun
     begun = time.perf_counter()
     random_start = args.random and args.start is None
     session = world.session(args.seed, world.random_start() if random_start else args.start, rewind_mb=0)

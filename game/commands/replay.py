@@ -216,6 +216,8 @@ def open_replay(args: argparse.Namespace, plan: Plan, config: WorldConfig, progr
         dtype=args.dtype or _dtype_of(plan.file),
         progress=lambda part, done: progress(PARTS.get(part, part), done),
     )
+    if args.compile:
+        world.compile(progress)
     progress("hashes", 0.0)
     check_weights(plan.file, world)
     progress("start picture", 0.0)
