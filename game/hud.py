@@ -32,6 +32,8 @@ class HudState:
     fps: float
     native_fps: float
     generation: float
+    slowest: float  # 99th percentile of the latest blocks
+    margin: float  # kept free beyond that
     action_latency: float | None
     input_latency: float | None
     underruns: int

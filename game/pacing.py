@@ -38,27 +38,37 @@ class Timeline:
 
 
 class Estimate:
-    """Running estimate of how long the next block takes: the 90th percentile of the last few.
+    """How long the next block may take: the 99th percentile of the latest ones, and a margin that learns.
 
-    One thread adds, another may read: what is read are plain attributes, made anew by each `add`.
+    The margin is what is kept free beyond that. A block that was late widens it at once, blocks in time let it shrink slowly, so it
+    ends as small as the machine is steady. One thread adds, another may read: what is read are plain attributes, set anew by each `add`.
     """
 
-    def __init__(self, window: int = 16, quantile: float = 0.9) -> None:
+    FIRST_MARGIN, LEAST_MARGIN, MOST_MARGIN = 0.03, 0.008, 0.25  # seconds
+    SHRINK = 0.97  # a block
+
+    def __init__(self, window: int = 64, quantile: float = 0.99) -> None:
         self._quantile = quantile
         self._history: deque[float] = deque(maxlen=window)
         self.last = 0.0  # seconds; all are 0 before the first measurement
         self.seconds = 0.0
+        self.margin = self.FIRST_MARGIN
 
-    def add(self, seconds: float) -> None:
+    def add(self, seconds: float, spare: float | None = None) -> None:
+        """A block took ``seconds`` and was there ``spare`` seconds before it was due (negative: late; None: nothing was due)."""
         self._history.append(seconds)
         ordered = sorted(self._history)
         self.last = seconds
         self.seconds = ordered[min(len(ordered) - 1, int(self._quantile * len(ordered)))]
+        if spare is not None and spare < 0:
+            self.margin = min(self.MOST_MARGIN, 2 * self.margin - spare)
+        elif spare is not None:
+            self.margin = max(self.LEAST_MARGIN, self.margin * self.SHRINK)
 
     @property
     def lead(self) -> float:
-        """How long before its deadline, in seconds, a block is to be begun: the estimate and some slack."""
-        return self.seconds + max(0.03, 0.15 * self.seconds)
+        """How long before its deadline, in seconds, a block is to be begun."""
+        return self.seconds + self.margin
 
 
 class Rate:

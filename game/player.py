@@ -265,6 +265,8 @@ class Game:
             fps=self.presenter.rate.value,
             native_fps=self.config.fps,
             generation=self.world.estimate.last,
+            slowest=self.world.estimate.seconds,
+            margin=self.world.estimate.margin,
             action_latency=shown.action_latency,
             input_latency=shown.input_latency,
             underruns=shown.underruns,

@@ -180,7 +180,8 @@ class WorldThread(threading.Thread):
             started_at = time.perf_counter()
             frames = session.step(sample.action)
             finished_at = time.perf_counter()
-            self.estimate.add(finished_at - sample.sampled_at)
+            due = None if clock.block == self._first or self.paused else self._timeline.due(clock.frames.start)
+            self.estimate.add(finished_at - sample.sampled_at, None if due is None else due - finished_at)
             block = Block(epoch, clock.block, clock.frames.start, sample, frames, finished_at, self._origin, started_at=started_at)
             self._origin = None
             self._hand_over(block, session)

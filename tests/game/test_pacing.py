@@ -23,7 +23,7 @@ def test_every_move_is_told() -> None:
 
 def test_the_estimate_is_the_slow_end_of_the_last_blocks() -> None:
     estimate = Estimate(window=10)
-    assert estimate.seconds == 0 and estimate.lead > 0
+    assert estimate.seconds == 0 and estimate.lead == estimate.margin > 0
     for _ in range(9):
         estimate.add(0.1)
     estimate.add(0.4)
@@ -34,6 +34,32 @@ def test_the_estimate_is_the_slow_end_of_the_last_blocks() -> None:
     for _ in range(10):
         estimate.add(0.1)
     assert estimate.seconds == 0.1
+
+
+def test_one_slow_block_in_sixty_is_reckoned_with() -> None:
+    estimate = Estimate()
+    estimate.add(0.5)
+    for _ in range(63):
+        estimate.add(0.1)
+    assert estimate.seconds == 0.5
+    estimate.add(0.1)
+    assert estimate.seconds == 0.1
+
+
+def test_the_margin_learns() -> None:
+    """Steady blocks shrink it to the least, a late one widens it by more than it was late, and there is a most."""
+    estimate = Estimate()
+    first = estimate.margin
+    estimate.add(0.1)
+    assert estimate.margin == first  # nothing was due
+    for _ in range(200):
+        estimate.add(0.1, spare=0.01)
+    assert estimate.margin == estimate.LEAST_MARGIN and estimate.lead == pytest.approx(0.1 + estimate.LEAST_MARGIN)
+    estimate.add(0.1, spare=-0.02)
+    assert estimate.margin > 0.02 + estimate.LEAST_MARGIN
+    for _ in range(10):
+        estimate.add(0.1, spare=-0.1)
+    assert estimate.margin == estimate.MOST_MARGIN
 
 
 def test_rate_counts_the_last_seconds_only() -> None:
