@@ -27,14 +27,14 @@ class Ceiling:
     copy_gb_s: float  # bytes read and written, in 10⁹ a second
 
 
-def measure_ceiling(device: torch.device, dtype: torch.dtype, seconds: float = SECONDS) -> Ceiling:
-    """Measure both on ``device``; takes about ``seconds`` for each."""
+def measure_ceiling(device: torch.device, dtype: torch.dtype) -> Ceiling:
+    """Measure both on ``device``."""
     side = SIDE.get(device.type, 2048)
     a, b, out = (torch.randn(side, side, device=device).to(dtype) for _ in range(3))
-    product = _best(partial(torch.mm, a, b, out=out), device, seconds)
+    product = _best(partial(torch.mm, a, b, out=out), device, SECONDS)
     nbytes = COPY_BYTES.get(device.type, 1 << 28)
     source, target = (torch.zeros(nbytes, dtype=torch.uint8, device=device) for _ in range(2))
-    copy = _best(partial(target.copy_, source), device, seconds)
+    copy = _best(partial(target.copy_, source), device, SECONDS)
     return Ceiling(2 * side**3 / product / 1e12, 2 * nbytes / copy / 1e9)
 
 

@@ -32,7 +32,9 @@ class Windows:
     mouse: Tensor | None
 
     def to(self, device: torch.device) -> Windows:
-        return Windows(self.keyboard.to(device), None if self.mouse is None else self.mouse.to(device))
+        """On ``device``, without waiting for it."""
+        mouse = None if self.mouse is None else self.mouse.to(device, non_blocking=True)
+        return Windows(self.keyboard.to(device, non_blocking=True), mouse)
 
 
 class ConditionRing:

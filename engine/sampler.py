@@ -55,7 +55,7 @@ class BlockSampler:
         shape = (1, self.dit.config.out_dim, clock.n, *condition.shape[3:])
         x0 = None
         for step, (timestep, sigma) in enumerate(zip(self.timesteps, self.sigmas, strict=True)):
-            fresh = noise.noise(clock, step, shape).to(condition.device)
+            fresh = noise.noise(clock, step, shape).to(condition.device, non_blocking=True)
             x = fresh if x0 is None else add_noise(x0, fresh, sigma)
             output = self._run(x, timestep, clock, cache, condition, windows)
             x0 = x0_from_output(x, output.float(), sigma, self.dit.config.prediction)

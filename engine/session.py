@@ -128,6 +128,13 @@ class Session:
         watch.lap("transfer")
         return pictures
 
+    @torch.inference_mode()
+    def imagine_only(self, action: Action) -> Tensor:
+        """The latents of the next block, which is never decoded: to measure and to compare. The session is of no other use then."""
+        rows, latents, _ = self.imagine(action)
+        self.advance(rows)
+        return latents
+
     def advance(self, rows: Rows) -> None:
         """The transformer goes on to the next block."""
         self._ring.commit(self.clock, rows)

@@ -97,7 +97,8 @@ def randomise(module: nn.Module, device: torch.device | str, dtype: torch.dtype,
     with torch.no_grad():
         for name, tensor in module.state_dict().items():
             if tensor.squeeze().dim() > 1:
-                tensor.normal_(std=tensor[0].numel() ** -0.5, generator=generator)
+                drawn = torch.randn(tensor.shape, generator=generator, device=device)  # in float32: the same numbers in every dtype
+                tensor.copy_(drawn * tensor[0].numel() ** -0.5)
             else:
                 tensor.fill_(0.0 if name.endswith("bias") else 1.0)
 

@@ -50,7 +50,7 @@ def x0_from_velocity(x: Tensor, velocity: Tensor, sigma: Tensor | float) -> Tens
     ``sigma`` is one number or broadcasts against x.
     """
     wide = torch.float32 if x.device.type in WITHOUT_FLOAT64 else torch.float64
-    sigma = torch.as_tensor(sigma, dtype=wide, device=x.device)
+    sigma = sigma if isinstance(sigma, float) else torch.as_tensor(sigma, dtype=wide, device=x.device)  # a number needs no copy
     return (x.to(wide) - sigma * velocity.to(wide)).to(x.dtype)
 
 
@@ -65,5 +65,5 @@ def x0_from_output(x: Tensor, output: Tensor, sigma: Tensor | float, prediction:
 
 def add_noise(x0: Tensor, noise: Tensor, sigma: Tensor | float) -> Tensor:
     """(1 - sigma) x0 + sigma noise, in x0's dtype. ``sigma`` is one number or broadcasts against x0."""
-    sigma = torch.as_tensor(sigma, dtype=x0.dtype, device=x0.device)
+    sigma = sigma if isinstance(sigma, float) else torch.as_tensor(sigma, dtype=x0.dtype, device=x0.device)
     return (1 - sigma) * x0 + sigma * noise

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+VOLUMES: dict[str, tuple[torch.dtype, ...]] = {"cpu": (torch.bfloat16,)}  # see `as_volume`
 HISTORY = 2  # frames a 3-tap causal convolution remembers (`cache_t` in the literature)
 
 WAN_MEAN = (-0.7571, -0.7089, -0.9113, 0.1075, -0.1745, 0.9653, -0.1517, 1.5508,
@@ -199,7 +200,7 @@ def as_volume(device: torch.device) -> tuple[torch.dtype, ...]:
 
     On a CPU that is bfloat16 (oneDNN: 230 against 220 GFLOP/s on one core, and nothing to stack); in float32 it falls to a sixth.
     """
-    return (torch.bfloat16,) if device.type == "cpu" else ()
+    return VOLUMES.get(device.type, ())
 
 
 class ResidualBlock(nn.Module):
@@ -387,6 +388,7 @@ class VAE(nn.Module):
         super().__init__()
         self.config = config
         self.encoder, self.decoder = Encoder(config), Decoder(config)
+        self._scales: dict[torch.device, tuple[Tensor, ...]] = {}
         self.conv1 = CausalConv3d(2 * config.z_dim, 2 * config.z_dim, (1, 1, 1))
         self.conv2 = CausalConv3d(config.z_dim, config.z_dim, (1, 1, 1))
 
@@ -421,8 +423,13 @@ class VAE(nn.Module):
         x = x.unflatten(-1, (3, p, p)).permute(0, 4, 1, 2, 5, 3, 6)  # [B, 3, F, H/p, p, W/p, p]
         return x.flatten(3, 4).flatten(4, 5)
 
-    def _scale(self, like: Tensor) -> tuple[Tensor, Tensor]:
-        return tuple(torch.tensor(v, dtype=torch.float32, device=like.device) for v in (self.config.latents_mean, self.config.latents_std))
+    def _scale(self, like: Tensor) -> tuple[Tensor, ...]:
+        """Mean and standard deviation of the latents, made once for a device."""
+        if like.device not in self._scales:
+            both = (self.config.latents_mean, self.config.latents_std)
+            with torch.inference_mode(False):  # a trainer may need them later
+                self._scales[like.device] = tuple(torch.tensor(v, dtype=torch.float32, device=like.device) for v in both)
+        return self._scales[like.device]
 
     def encode_frames(self, frames: Tensor, cache: CausalCache | None) -> Tensor:
         """Encode the next frames of a stream; F = 1 + 4m on the first call, 4m on later ones. Advances ``cache``."""

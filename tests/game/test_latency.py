@@ -16,7 +16,7 @@ SECONDS, FPS, BLOCKS = 0.05, 25, 7
 
 
 def test_an_action_is_taken_as_late_as_can_be() -> None:
-    """From taking an action to showing it: the time a block takes, and no more than a frame. A press waits half a block before, in the mean."""
+    """From taking an action to showing it: what a block takes, and no more than a frame. Before, a press waits half a block in the mean."""
     session, shown = FakeSession(FakeConfig(fps=FPS), seconds=SECONDS), []
     timeline = Timeline(FPS)
     world = WorldThread(lambda report: session, lambda block: Sample(Action(), time.perf_counter()), timeline, BLOCKS)

@@ -1,0 +1,257 @@
+"""The whole table of speeds on a GPU in one run of under eight minutes, as JSON and as markdown.
+
+    python -m tests.gpu_table [--out FOLDER] [--seconds 450] [--device cuda] [--world universal]
+
+Every row is a process of its own (`reverie bench --json --random …`, so weights are random and nothing is downloaded), the compiler's
+cache lies in a new folder: the first compiled row starts cold, the second one warm. Rows that no longer fit into --seconds are left
+out and listed as such. Tried on a CPU at the smallest size by tests/test_gpu_table.py.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of the table: options of `reverie bench`, or the name of a check in this file."""
+
+    name: str
+    options: tuple[str, ...] = ()
+    check: str = ""
+    goal: str = ""
+
+
+def rows(compile_layers: bool = True) -> list[Row]:
+    """In order of importance, so that what is cut off at the end matters least."""
+    fast = ("--compile",) if compile_layers else ()
+    return [
+        Row("window 6, cold start", ("--window", "6", *fast), goal="first frame ≤ 90 s"),
+        Row("window 6", ("--window", "6", *fast), goal="≥ 60 fps, p99 ≤ 1.25 x median, ≥ 45 % of the ceiling; first frame ≤ 15 s"),
+        Row("window 15", ("--window", "15", *fast), goal="≥ 45 fps"),
+        Row("window 6, TAEHV", ("--window", "6", "--decoder", "taehv", *fast), goal="≥ 110 fps"),
+        Row("window 6, against the plain variant", ("--window", "6", "--compare", "baseline", *fast), goal="≥ 3 x"),
+        Row("bfloat16 against float32", check="exactness", goal="within bf16 error"),
+        Row("nothing read back inside a block", check="host_reads", goal="no synchronisation"),
+        Row("kernels in use", check="kernels", goal="attention by Flash or cuDNN"),
+        Row("window 6, not compiled", ("--window", "6")),
+        Row("window 6, overlap", ("--window", "6", "--overlap", *fast)),
+        Row("decoder: stacked frames against volumes", check="layouts"),
+        Row("window 6, keys of the last pass", ("--window", "6", "--context", "last", *fast)),
+        Row("window 15, against the plain variant", ("--window", "15", "--compare", "baseline", *fast)),
+    ]
+
+
+@dataclass(frozen=True)
+class Place:
+    """What is measured and where."""
+
+    world: str
+    device: str
+    dtype: str
+    blocks: int
+
+    def words(self) -> list[str]:
+        words = ["--random", "--world", self.world, "--device", self.device, "--dtype", self.dtype, "--blocks", str(self.blocks)]
+        return [*words, "--json"]
+
+
+def run_row(row: Row, place: Place, seconds: float, cache: Path, own_process: bool = True) -> dict[str, Any]:
+    """What the row's process printed, or ``{"error": …}``."""
+    if not own_process:
+        return _in_here(row, place)
+    if row.check:
+        words = ["-m", "tests.gpu_table", "--check", row.check, "--world", place.world, "--device", place.device, "--dtype", place.dtype]
+    else:
+        words = ["-c", "import sys; from game.cli import main; sys.exit(main(sys.argv[1:]))", "bench", *place.words(), *row.options]
+    environment = {**os.environ, "REVERIE_CACHE": str(cache), "TORCHINDUCTOR_CACHE_DIR": str(cache / "compiled")}
+    try:
+        done = subprocess.run([sys.executable, *words], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=seconds)
+    except subprocess.TimeoutExpired:
+        return {"error": f"more than {seconds:.0f} s"}
+    if done.returncode:
+        return {"error": (done.stderr.strip().splitlines() or ["no words"])[-1][:300]}
+    return json.loads(done.stdout)
+
+
+def _in_here(row: Row, place: Place) -> dict[str, Any]:
+    from game.cli import main as reverie
+
+    if row.check:
+        return CHECKS[row.check](place)
+    told = io.StringIO()
+    with contextlib.redirect_stdout(told):
+        status = reverie(["bench", *place.words(), *row.options])
+    return json.loads(told.getvalue()) if status == 0 else {"error": f"status {status}"}
+
+
+# ---- checks
+
+
+def exactness(place: Place) -> dict[str, Any]:
+    """The first blocks' latents in the place's dtype against float32, same weights and noise: relative errors."""
+    import torch
+
+    from engine import Action, World
+    from engine.session import Session
+
+    made: dict[str, list[torch.Tensor]] = {}
+    for dtype in ("float32", place.dtype):
+        world = World.untrained(place.world, place.device, dtype)
+        session = Session(world, 0, world.random_start(), rewind_mb=0)
+        made[dtype] = [session.imagine_only(Action(frozenset("w"))).float().cpu() for _ in range(2)]
+        del world, session
+    pairs = zip(made[place.dtype], made["float32"], strict=True)
+    return {"relative_errors": [float((ours - exact).norm() / exact.norm()) for ours, exact in pairs]}
+
+
+def host_reads(place: Place) -> dict[str, Any]:
+    """Whether the transformer's part of a block waits for the device; torch raises where it does."""
+    import torch
+
+    from engine import Action, World
+    from engine.session import Session
+
+    world = World.untrained(place.world, place.device, place.dtype)
+    world.warm_up()
+    session = Session(world, 0, world.random_start(), rewind_mb=0)
+    session.imagine_only(Action(frozenset("w")))
+    if world.device.type != "cuda":
+        return {"synchronisations": "not known: no GPU"}
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        session.imagine_only(Action(frozenset("w")))
+        return {"synchronisations": 0}
+    except RuntimeError as error:
+        return {"synchronisations": str(error)[:200]}
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def kernels(place: Place) -> dict[str, Any]:
+    """The kernels that take most of a block's time, in milliseconds."""
+    from torch.profiler import profile
+
+    from engine import Action, World
+    from engine.session import Session
+
+    world = World.untrained(place.world, place.device, place.dtype)
+    world.warm_up()
+    session = Session(world, 0, world.random_start(), rewind_mb=0)
+    session.step(Action())
+    with profile() as seen:
+        session.step(Action())
+    on_gpu = world.device.type == "cuda"
+    time_of = (lambda event: event.self_device_time_total) if on_gpu else (lambda event: event.self_cpu_time_total)
+    slowest = sorted(seen.key_averages(), key=time_of, reverse=True)[:15]
+    return {"kernels_ms": {event.key[:90]: round(time_of(event) / 1000, 3) for event in slowest}}
+
+
+def layouts(place: Place) -> dict[str, Any]:
+    """Milliseconds to decode a block with causal convolutions over stacked frames, and over volumes (`models.vae.VOLUMES`)."""
+    import torch
+
+    import models.vae
+    from engine import World
+    from engine.device import synchronize
+
+    found: dict[str, Any] = {}
+    kept = dict(models.vae.VOLUMES)
+    try:
+        for name, kinds in (("stacked", ()), ("volumes", (torch.bfloat16, torch.float16, torch.float32))):
+            models.vae.VOLUMES[place.device.split(":")[0]] = kinds
+            world = World.untrained(place.world, place.device, place.dtype)
+            latents, cache, spent = world.random_start().latents[:, :, :3], world.vae.new_decoder_cache(), []
+            for _ in range(8):
+                synchronize(world.device)
+                begun = time.perf_counter()
+                with torch.inference_mode():
+                    world.vae.decode_block(latents, cache)
+                synchronize(world.device)
+                spent.append(1000 * (time.perf_counter() - begun))
+            found[f"{name}_ms"] = sorted(spent[2:])[3]
+    finally:
+        models.vae.VOLUMES.clear()
+        models.vae.VOLUMES.update(kept)
+    return found
+
+
+CHECKS = {"exactness": exactness, "host_reads": host_reads, "kernels": kernels, "layouts": layouts}
+
+
+# ---- the table
+
+
+def markdown(found: dict[str, dict[str, Any]], goals: dict[str, str]) -> str:
+    """A line a row: rates, block times, shares of the ceiling, start-up; then what was told about the machine."""
+    head = "fps | block ms median, p99 | transformer | decode ms | first frame s | peak GB"
+    lines = [f"| row | {head} | goal |", "| --- | --- | --- | --- | --- | --- | --- | --- |"]
+    for name, row in found.items():
+        lines.append(f"| {name} | {_cells(row)} | {goals.get(name, '')} |")
+    machine = next((row["machine"] for row in found.values() if row.get("machine")), {})
+    return "\n".join([*lines, "", "Machine: " + ", ".join(f"{key} {value}" for key, value in machine.items())])
+
+
+def _cells(row: dict[str, Any]) -> str:
+    if "stages" not in row:
+        words = f"{row['ratio']:.2f} x" if "ratio" in row else json.dumps(row, ensure_ascii=False).replace("|", "/")
+        return f"{words} | | | | | "
+    total, share = row["stages"]["total"], row["efficiency"]
+    first = sum(row["startup"].values())
+    peak = max(row["peak_bytes"].values(), default=0) / 1e9
+    reached = f"{share['transformer_tflops']:.3g} TFLOP/s = {share['transformer_share']:.0%} of {share['ceiling_tflops']:.3g}"
+    decode = row["stages"]["decode"]["median"]
+    return f"{row['fps']:.1f} | {total['median']:.1f}, {total['p99']:.1f} | {reached} | {decode:.1f} | {first:.1f} | {peak:.1f}"
+
+
+def table(chosen: list[Row], place: Place, out: Path, seconds: float, own_process: bool = True) -> dict[str, dict[str, Any]]:
+    """Run the rows until ``seconds`` are over; write gpu_table.json and gpu_table.md into ``out`` after each of them."""
+    found: dict[str, dict[str, Any]] = {}
+    end = time.perf_counter() + seconds
+    out.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="reverie-table-") as cache:
+        for row in chosen:
+            left = end - time.perf_counter()
+            found[row.name] = run_row(row, place, left, Path(cache), own_process) if left > 5 else {"error": "left out: no time"}
+            print(f"{row.name}: {found[row.name].get('error', 'done')}", file=sys.stderr, flush=True)
+            (out / "gpu_table.json").write_text(json.dumps(found, indent=2), encoding="utf-8")
+            (out / "gpu_table.md").write_text(markdown(found, {row.name: row.goal for row in chosen}), encoding="utf-8")
+    return found
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.gpu_table", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--out", type=Path, default=Path("gpu_table"))
+    parser.add_argument("--seconds", type=float, default=450)
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--dtype", default="bfloat16")
+    parser.add_argument("--world", default="universal")
+    parser.add_argument("--blocks", type=int, default=30)
+    parser.add_argument("--check", choices=CHECKS, help=argparse.SUPPRESS)
+    args = parser.parse_args(argv)
+    place = Place(args.world, args.device, args.dtype, args.blocks)
+    if args.check:
+        print(json.dumps(CHECKS[args.check](place)))
+        return 0
+    found = table(rows(), place, args.out, args.seconds)
+    print((args.out / "gpu_table.md").read_text(encoding="utf-8"))
+    return 0 if all("error" not in row for row in found.values()) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,45 @@
+"""The script for the GPU table, at the smallest on a CPU: every row but the compiled ones' compiler."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.gpu_table import Place, rows, run_row, table
+from tests.tiny_world import write_tiny_world
+
+
+def tiny_decoder(config: dict[str, Any]) -> None:
+    config["taehv"] = {"z_dim": 4, "widths": [8, 4, 4, 4]}
+    config["weights"]["taehv"] = ["taehv.safetensors"]
+    del config["start"]
+
+
+def test_every_row_at_the_smallest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("engine.bench_machine.SECONDS", 0.01)
+    place = Place(str(write_tiny_world(tmp_path, change=tiny_decoder)), "cpu", "bfloat16", 1)
+    found = table(rows(compile_layers=False), place, tmp_path / "out", 300, own_process=False)
+    assert len(found) == 13 and not any("error" in row for row in found.values()), found
+    assert found["window 6, TAEHV"]["engine"]["decoder"] == "taehv" and found["window 15"]["fps"] > 0
+    assert "commit" not in found["window 6, keys of the last pass"]["stages"]
+    assert found["window 6, against the plain variant"]["ratio"] > 0
+    assert 0 < found["bfloat16 against float32"]["relative_errors"][0] < 0.1
+    assert found["decoder: stacked frames against volumes"]["volumes_ms"] > 0
+    assert json.loads((tmp_path / "out" / "gpu_table.json").read_text()) == found
+    text = (tmp_path / "out" / "gpu_table.md").read_text()
+    assert text.count("\n| ") >= 13 and "≥ 60 fps" in text and "TFLOP/s" in text
+
+
+def test_a_row_in_its_own_process(tmp_path: Path) -> None:
+    place = Place(str(write_tiny_world(tmp_path, change=tiny_decoder)), "cpu", "float32", 1)
+    chosen = {row.name: row for row in rows()}
+    assert run_row(chosen["nothing read back inside a block"], place, 100, tmp_path)["synchronisations"]
+    assert "no world file" in run_row(chosen["window 6, not compiled"], Place("nowhere.yaml", "cpu", "float32", 1), 100, tmp_path)["error"]
+
+
+def test_no_time_left(tmp_path: Path) -> None:
+    found = table(rows()[:2], Place("garden", "cpu", "float32", 1), tmp_path, seconds=0)
+    assert all(row["error"] == "left out: no time" for row in found.values())
