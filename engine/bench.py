@@ -178,9 +178,11 @@ class Comparison:
 
 
 def compare(
-    session: Session, plain: Player, blocks: int = 20, action_of: Callable[[int], Action] | None = None, warmup: int = SETTLE
+    session: Session, plain: Player, blocks: int = 20, action_of: Callable[[int], Action] | None = None, warmup: int | None = None
 ) -> Comparison:  # fmt: skip
-    """Play the session and ``plain`` block by block in turn, so that both see the same machine."""
+    """Play the session and ``plain`` block by block in turn, so that both see the same machine; measured once the window is full."""
+    model = session.world.config.model
+    warmup = -(-model.local_attn_size // model.num_frame_per_block) if warmup is None else warmup
     keys = session.world.config.actions.keys
     choose = action_of or (lambda block: Action(frozenset(keys[block % len(keys) :][:1])))
     spent: tuple[list[float], list[float]] = ([], [])

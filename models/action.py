@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.attention import Attend, KeyValue
+from models.kernels import rms_norm
 from models.rope import Rotary, apply_rotary
 
 
@@ -146,4 +147,4 @@ class _StoredNorm(nn.RMSNorm):
 
 def _normed_rotated(x: Tensor, rotary: Rotary, dtype: torch.dtype) -> Tensor:
     """RMS-normalise each head without weight in float32, then turn it. x [B, T, heads, head_dim]."""
-    return apply_rotary(F.rms_norm(x.float(), (x.shape[-1],), None, 1e-6), rotary).to(dtype)
+    return apply_rotary(rms_norm(x.float(), None, 1e-6), rotary).to(dtype)

@@ -79,19 +79,28 @@ class SelfAttention(nn.Module):
         self.q, self.k, self.v, self.o = (nn.Linear(dim, dim) for _ in range(4))
         self.norm_q, self.norm_k = nn.RMSNorm(dim, eps), nn.RMSNorm(dim, eps)  # over the whole width, before heads are split
         self._qkv: Joined | None = None
+        self._norms: Tensor | None = None
 
     def fuse(self) -> None:
         """Make queries, keys and values one product from now on. Weights keep their names; they become parts of one tensor."""
         self._qkv = join(self.q, self.k, self.v)
+        self._norms = torch.stack([self.norm_q.weight, self.norm_k.weight]).detach().float()
 
     def _apply(self, *args: Any, **kwargs: Any) -> nn.Module:
-        self._qkv = None  # moved weights are no longer parts of one tensor
+        self._qkv = self._norms = None  # moved weights are no longer parts of one tensor
         return super()._apply(*args, **kwargs)
 
     def forward(self, x: Tensor, grid: Rotary, attend: Attend) -> Tensor:
         """x [B, T, S, dim] -> [B, T, S, dim]; ``grid`` has one row per token (`rope.rotary_grid`)."""
-        q, k, v = (self.q(x), self.k(x), self.v(x)) if self._qkv is None else F.linear(x, *self._qkv).chunk(3, dim=-1)
-        q, k = (self._turned(a, norm, grid, v.dtype) for a, norm in ((q, self.norm_q), (k, self.norm_k)))
+        if self._qkv is None:
+            v = self.v(x)
+            q, k = (self._turned(a, norm, grid, v.dtype) for a, norm in ((self.q(x), self.norm_q), (self.k(x), self.norm_k)))
+        else:
+            qkv = F.linear(x, *self._qkv).unflatten(-1, (3, -1))  # [B, T, S, 3, dim]
+            v = qkv[..., 2, :]
+            both = kernels.rms_norm(qkv[..., :2, :].float(), self._norms, self.norm_q.eps)
+            both = apply_rotary(_heads_apart(both.flatten(3), 2 * self.num_heads), grid).to(v.dtype)  # [B, T x S, 2 x heads, head_dim]
+            q, k = both.transpose(1, 2).chunk(2, dim=1)
         out = attend.tokens(q, k, _heads_apart(v, self.num_heads).transpose(1, 2))  # [B, heads, T x S, head_dim]
         return self.o(out.transpose(1, 2).reshape(x.shape))
 
@@ -146,7 +155,7 @@ def join(*linears: nn.Linear) -> Joined:
 
 def _normed(norm: nn.RMSNorm, x: Tensor) -> Tensor:
     """RMS norm over the whole width with weight, in float32."""
-    return F.rms_norm(x.float(), norm.normalized_shape, norm.weight.float(), norm.eps)
+    return kernels.rms_norm(x.float(), norm.weight.float(), norm.eps)
 
 
 def _heads_apart(x: Tensor, num_heads: int) -> Tensor:

@@ -23,14 +23,25 @@ def linear_gelu(x: Tensor, linear: nn.Linear) -> Tensor:
     return F.gelu(linear(x), approximate="tanh")
 
 
+def rms_norm(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
+    """x / sqrt(mean(x²) + eps) over the last dimension, times ``weight`` [..., dim] if there is one; x in float32.
+
+    Away from a GPU torch makes this of many calls, of which the sum of squares is the slowest; its vector norm is not.
+    """
+    if x.is_cpu and not torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        scale = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+        return x * scale if weight is None else (x * scale).mul_(weight)
+    normed = F.rms_norm(x, (x.shape[-1],), None, eps)
+    return normed if weight is None else normed * weight
+
+
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """softmax(q k^T / sqrt(head_dim)) v; all [B, heads, tokens, head_dim]."""
     if _plays_half(q, *HALF):
         if MANY_KEYS[0] <= k.shape[2] <= MANY_KEYS[1]:
-            scores, values = _scores(q, k), v.flatten(0, 1)
-            return torch.bmm(scores.softmax(-1).to(v.dtype), values).view(*q.shape[:3], v.shape[-1])
+            return torch.bmm(_scores(q, k).softmax(-1), v.flatten(0, 1)).view(*q.shape[:3], v.shape[-1])
         if q.shape[2] <= FEW_QUERIES and k.shape[2] < MANY_KEYS[0]:  # over time at each place: thousands of tiny products
-            scores, values = _scores(q, k), v.flatten(0, 1)
+            scores, values = _scores(q, k).float(), v.flatten(0, 1)
             weights = scores.sub_(scores.amax(-1, keepdim=True)).exp_()  # torch's softmax takes three times as long for short rows
             sums = weights.sum(-1, keepdim=True)
             return torch.bmm(weights.to(v.dtype), values).div_(sums).view(*q.shape[:3], v.shape[-1])
@@ -38,8 +49,9 @@ def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 def _scores(q: Tensor, k: Tensor) -> Tensor:
-    """q k^T / sqrt(head_dim) in float32, [B x heads, query tokens, key tokens]."""
-    return torch.bmm(q.flatten(0, 1), k.flatten(0, 1).transpose(1, 2)).float().mul_(q.shape[-1] ** -0.5)
+    """q k^T / sqrt(head_dim), [B x heads, query tokens, key tokens]; the root is divided by before the result is rounded."""
+    ignored = q.new_empty(1, 1, 1)
+    return torch.baddbmm(ignored, q.flatten(0, 1), k.flatten(0, 1).transpose(1, 2), beta=0, alpha=q.shape[-1] ** -0.5)
 
 
 def _plays_half(x: Tensor, *kinds: torch.dtype) -> bool:
