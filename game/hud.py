@@ -59,6 +59,7 @@ def draw_hud(surface: pygame.Surface, state: HudState) -> None:
         [
             ("fps", f"{state.fps:.1f} of {state.native_fps:g}"),
             ("block made in", milliseconds(state.generation)),
+            ("slowest, margin", f"{milliseconds(state.slowest)}, {milliseconds(state.margin)}"),
             ("action to picture", milliseconds(state.action_latency)),
             ("key to picture", milliseconds(state.input_latency)),
             ("underruns", str(state.underruns)),

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from game.sessionheader import Header
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
-PARTS = {"dit": "world model", "vae": "picture decoder", "vision": "image encoder"}  # of the weights, in words
+PARTS = {"dit": "world model", "vae": "picture decoder", "vision": "image encoder", "taehv": "tiny decoder"}  # of the weights, in words
 
 
 def add_world_options(group: argparse._ArgumentGroup) -> None:
@@ -24,6 +24,8 @@ def add_world_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--weights", type=Path, metavar="DIR", help="folder with the world's weights, if they are not bundled")
     group.add_argument("--start", type=Path, metavar="FILE", help="start picture (the world's own), or a clip (mp4, …) to go on from")
     group.add_argument("--device", default="cpu", metavar="NAME", help="cpu, cuda or mps (cpu)")
+    group.add_argument("--decode-device", metavar="NAME", help="where pictures are decoded, such as cuda:1 (where the world is)")
+    group.add_argument("--compile", action="store_true", help="compile the transformer first: for GPUs; takes a while the first time")
     group.add_argument(
         "--dtype", choices=DTYPES, help="numbers of model and picture decoder (the world's, else auto: what the device is fast at)"
     )
@@ -34,6 +36,8 @@ def add_change_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--steps", type=listed(0, 1000), metavar="N,N,…", help="denoising steps, falling, such as 1000,666,333")
     group.add_argument("--window", type=whole(1, 15), metavar="N", help="latents of local attention, 1 to 15, at least a block's three")
     group.add_argument("--fps", type=whole(1, 240), metavar="N", help="native frames a second")
+    group.add_argument("--decoder", choices=["vae", "taehv"], help="what makes the pictures; taehv is tiny and quick, and not the same")
+    group.add_argument("--context", choices=["clean", "last"], help="keys of a clean pass, or (quicker, not the same) of the last step")
     group.add_argument("--size", type=size, metavar="WxH", help="resolution, such as 640x352; sides are multiples of 16")
 
 
@@ -43,16 +47,22 @@ def world_config(args: argparse.Namespace, name: str | None = None) -> WorldConf
 
     width, height = args.size or (None, None)
     changes = {"sampler.steps": args.steps, "model.local_attn_size": args.window, "fps": args.fps, "width": width, "height": height}
+    changes |= {"decoder": args.decoder, "sampler.context": args.context}
     return load_config(name or args.world, {setting: value for setting, value in changes.items() if value is not None})
 
 
 def weights_here(config: WorldConfig, weights: Path | None = None) -> bool:
     """Whether all weight files of a world are in ``weights``, or where they belong without one."""
-    wanted = [(part, name) for part in PARTS for name in getattr(config.weights, part)]
+    wanted = [(part, name) for part in _needed(config) for name in getattr(config.weights, part)]
     return all(
         any((folder / name).is_file() or (folder / Path(name).name).is_file() for folder in config.weight_folders(part, weights))
         for part, name in wanted
     )
+
+
+def _needed(config: WorldConfig) -> list[str]:
+    """The parts of the weights that the world is played with."""
+    return [part for part in PARTS if part != "taehv" or config.decoder == "taehv"]
 
 
 def fetch_weights(args: argparse.Namespace) -> Path:
@@ -64,7 +74,7 @@ def fetch_weights(args: argparse.Namespace) -> Path:
     if repo is None:
         here = "come with it" if config.weights.source is None else f"are not on huggingface.co but: {config.weights.source}"
         raise UsageError(f"--fetch: the weights of the world {config.name} {here}; play without --fetch")
-    names = {name: part for part in PARTS for name in getattr(config.weights, part)}
+    names = {name: part for part in _needed(config) for name in getattr(config.weights, part)}
     own = {  # what a yaml puts in the place of a published file lies beside it
         name
         for name, part in names.items()
@@ -94,7 +104,9 @@ def open_session(args: argparse.Namespace, config: WorldConfig, progress, header
     def named(part: str, done: float) -> None:
         progress(PARTS.get(part, part), done)
 
-    world = World.load(config, weights=args.weights, device=args.device, dtype=args.dtype, progress=named)
+    world = World.load(config, weights=args.weights, device=args.device, dtype=args.dtype, progress=named, decode_device=args.decode_device)
+    if args.compile:
+        world.compile(named)
     what = "saved game" if args.load is not None else "start picture" if start is args.start else "start clip"
     progress(what, 0.0)
     if args.load is None:

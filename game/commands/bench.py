@@ -18,7 +18,7 @@ MAX_BLOCKS = 1_000_000
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    from game.commands.play import add_change_options, add_world_options
+    from game.worldoptions import add_change_options, add_world_options
 
     add_world_options(parser.add_argument_group("the world"))
     add_change_options(parser.add_argument_group("another way than the world's own"))
@@ -44,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
     import engine
 
     startup = {"import": time.perf_counter() - begun}
-    from game.commands.play import world_config
+    from game.worldoptions import world_config
 
     config = world_config(args)
     choose = None if args.replay is None else actions_of(args.replay, config)
@@ -93,7 +93,7 @@ def _check(args: argparse.Namespace) -> None:
 def _open(args: argparse.Namespace, config: WorldConfig, startup: dict[str, float]) -> Session:
     """A session to measure; what each step of getting there took goes into ``startup``, in seconds."""
     from engine import World, load_picture
-    from game.commands.play import PARTS
+    from game.worldoptions import PARTS
 
     progress = ConsoleProgress(config.name)
     if args.start is not None:
@@ -105,14 +105,7 @@ def _open(args: argparse.Namespace, config: WorldConfig, startup: dict[str, floa
     if args.random:
         world = World.untrained(config, **place)
     else:
-        world = World.load(
-            config,
-            args.weights,
-            args.device,
-            args.dtype,
-            decode_device=args.decode_device,
-            progress=lambda part, done: progress(PARTS.get(part, part), done),
-        )
+        world = World.load(config, args.weights, progress=lambda part, done: progress(PARTS.get(part, part), done), **place)
     startup["load"] = time.perf_counter() - begun
     begun = time.perf_counter()
     world.warm_up()

@@ -45,9 +45,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     play.add_argument("--headless", action="store_true", help="no window, as fast as it goes; plays a demo walk unless there is a script")
     out = parser.add_argument_group("keeping it")
     out.add_argument("--record", type=Path, metavar="FILE.mp4", help="film what is played, and write FILE.session.jsonl beside it")
-    out.add_argument(
-        "--record-hud", action="store_true", help="with --record: keys, look and block number in the film"
-    )
+    out.add_argument("--record-hud", action="store_true", help="with --record: keys, look and block number in the film")
     out.add_argument("--session", type=Path, metavar="FILE", help="the session file alone, or under another name")
     out.add_argument("--dump", type=Path, metavar="DIR", help="every frame as PNG, and the actions in actions.jsonl")
     out.add_argument("--overwrite", action="store_true", help="let --record, --session and --dump replace what is there")
