@@ -22,8 +22,9 @@ from engine.device import synchronize
 from engine.sampler import SeededNoise
 from engine.world import World
 from models.action import ActionModule
-from models.dit import DiT, Layer, timestep_embedding
+from models.dit import DiT, timestep_embedding
 from models.flow import FlowSchedule, add_noise, x0_from_output
+from models.layers import Layer
 from models.rope import axis_angles, axis_split
 from models.vae import VAE, AttentionBlock, CausalConv3d, ResidualBlock, RMSNorm, Upsample
 

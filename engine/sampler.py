@@ -68,7 +68,7 @@ class BlockSampler:
 
         Only a training may give another ``timestep``, with latents that have as much noise.
         """
-        if self._in_training:
+        if not self.dit.fused:
             self._run(x0, timestep, clock, cache, condition, windows)
             return
         x = torch.cat([x0, condition], dim=1)
@@ -76,14 +76,9 @@ class BlockSampler:
 
     def _run(self, x: Tensor, timestep: float, clock: BlockClock, cache: DiTCache, condition: Tensor, windows: Windows) -> Tensor:
         inputs = torch.cat([x, condition], dim=1)  # [1, in_dim, n, h, w]
-        if self._in_training:
+        if not self.dit.fused:  # weights may change: nothing made from them is kept, and the model is called as who trains it expects
             return self.dit(inputs, self._same(timestep, clock), windows.keyboard, windows.mouse, cache, clock.start)
         return self.dit.denoise(inputs, self._same(timestep, clock), self._given(inputs, clock, windows), cache)
-
-    @property
-    def _in_training(self) -> bool:
-        """Whether the weights change: then nothing made from them is kept, and the model is called as what trains it expects."""
-        return next(self.dit.parameters()).requires_grad
 
     def _same(self, timestep: float, clock: BlockClock) -> Tensor:
         return torch.full((1, clock.n), timestep)  # on the host, where float64 is

@@ -19,12 +19,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.action import ActionConfig, ActionModule, Steering
-from models.attention import Attend, CrossAttention, MaskPlan, SelfAttention, attention
-from models.kernels import linear_gelu
-from models.kv_cache import Block, DiTCache, KVRing, LayerCache
+from models.attention import Attend, MaskPlan, SelfAttention, attention
+from models.kv_cache import DiTCache, KVRing, LayerCache
+from models.layers import CondRows, Head, ImageProjection, Layer, Modulation, uniform
 from models.rope import Rotary, axis_split, prepare_rotary, rotary_grid, rotary_time
 
-Modulation = tuple[Tensor, ...]  # (shift, scale, gate) twice in a layer, (shift, scale) in the head
 MODULATIONS = 32  # timesteps whose modulation is kept
 
 
@@ -90,7 +89,7 @@ class Given:
     n: int
     grid: Rotary
     time: Rotary
-    steerings: Sequence[Steering | None]  # of each layer
+    steerings: Sequence[Steering | CondRows | None]  # of each layer
     slots: Tensor  # of the rings, [n] on the device
 
 
@@ -107,6 +106,7 @@ class DiT(nn.Module):
         self.img_emb = ImageProjection(config.img_dim, dim) if config.img_dim else None
         self.blocks = nn.ModuleList(Layer(config, i in config.action.blocks) for i in range(config.num_layers))
         self.head = Head(config)
+        self.fused = False  # laid out for playing: weights change no more
         self._known_times: dict[object, tuple[list[Modulation], Modulation]] = {}
         self._body: Callable[..., Tensor] | None = None
         self._initialise()
@@ -176,8 +176,9 @@ class DiT(nn.Module):
     def fuse(self) -> None:
         """Lay frozen weights out for playing: one product where several read the same. Names and values stay what they are.
 
-        Training and moving the model go on working; moving undoes it.
+        From here on what depends on the weights alone is kept, so they must not change any more. Moving the model undoes all of it.
         """
+        self.fused = True
         for module in self.modules():
             if isinstance(module, (SelfAttention, ActionModule)):
                 module.fuse()
@@ -238,7 +239,8 @@ class DiT(nn.Module):
                 memory.image = layer.cross_attn.keys_values(context)
 
     def _run(
-        self, x: Tensor, timestep: Tensor, grid: Rotary, time: Rotary, steerings: Sequence[Steering | None], attends: list[Attend]
+        self, x: Tensor, timestep: Tensor, grid: Rotary, time: Rotary, steerings: Sequence[Steering | CondRows | None],
+        attends: list[Attend],
     ) -> Tensor:  # fmt: skip
         _, down, right = self.config.patch_size
         tokens = self._patchify(x)  # [B, T, S, dim]
@@ -247,39 +249,43 @@ class DiT(nn.Module):
             tokens = layer(tokens, modulation, steering, grid, time, attend)
         return self._unpatchify(self.head(tokens, head), x.shape[3] // down, x.shape[4] // right)
 
-    def _steerings(self, keyboard: Tensor, mouse: Tensor | None, time: Rotary) -> list[Steering | None]:
+    def _steerings(self, keyboard: Tensor, mouse: Tensor | None, time: Rotary) -> list[Steering | CondRows | None]:
+        """What each action module makes of the rows; where weights may change, the rows themselves, for the layer to do it."""
+        if not self.fused:
+            return [(keyboard, mouse)] * len(self.blocks)
         dtype = self.patch_embedding.weight.dtype
         return [layer.action_model and layer.action_model.prepare(keyboard, mouse, time, dtype) for layer in self.blocks]
 
-    def _modulations(self, timestep: Tensor, like: Tensor) -> tuple[list[Modulation], Modulation]:
+    def _modulations(self, timestep: Tensor, like: Tensor) -> tuple[Sequence[Modulation | Tensor], Modulation | Tensor]:
         """Scales, shifts and gates of every layer, and the head's. A world has few timesteps: they are kept, where that is safe."""
         key = self._timestep_key(timestep, like)
-        if key is None:
-            return self._embed_time(timestep, like)
+        if key is None:  # each layer adds its own
+            six, embedded = self._embed_time(timestep, like)
+            return [six] * len(self.blocks), embedded
         if key not in self._known_times:
             if len(self._known_times) >= MODULATIONS:
                 self._known_times.clear()
-            layers, head = self._embed_time(timestep[:1, :1], like)
-            self._known_times[key] = [uniform(six) for six in layers], uniform(head)
+            six, embedded = self._embed_time(timestep[:1, :1], like)
+            self._known_times[key] = [uniform(layer.modulated(six)) for layer in self.blocks], uniform(self.head.modulated(embedded))
         return self._known_times[key]
 
     def _timestep_key(self, timestep: Tensor, like: Tensor) -> object | None:
         """One timestep for all latents, known on the host, of weights that no longer change: then its modulation can be kept."""
-        frozen = not self.head.modulation.requires_grad and like.dtype == self.head.modulation.dtype and not _autocasts(like.device)
-        if torch.is_grad_enabled() or not frozen or timestep.device.type != "cpu" or torch.compiler.is_compiling():
+        plain = self.fused and like.dtype == self.head.modulation.dtype and not _autocasts(like.device)
+        if torch.is_grad_enabled() or not plain or timestep.device.type != "cpu" or torch.compiler.is_compiling():
             return None
         values = set(timestep.flatten().tolist())
         return (values.pop(), like.dtype, like.device) if len(values) == 1 else None
 
-    def _embed_time(self, timestep: Tensor, like: Tensor) -> tuple[list[Modulation], Modulation]:
+    def _embed_time(self, timestep: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+        """Six vectors for the layers [B, T, 6, dim], and the time embedding for the head [B, T, dim]."""
         sinusoids = timestep_embedding(timestep, self.config.freq_dim).to(like.dtype)  # cast first: not every device has float64
         embedded = self.time_embedding(sinusoids.to(like.device, non_blocking=True))  # [B, T, dim]
-        six = self.time_projection(embedded).unflatten(-1, (6, -1))  # [B, T, 6, dim]
-        layers = [(layer.modulation + six)[:, :, :, None].unbind(2) for layer in self.blocks]  # each [B, T, 1, dim]
-        return layers, (self.head.modulation + embedded[:, :, None])[:, :, :, None].unbind(2)
+        return self.time_projection(embedded).unflatten(-1, (6, -1)), embedded
 
     def _apply(self, *args: Any, **kwargs: Any) -> nn.Module:
         self._known_times.clear()
+        self.fused = False
         return super()._apply(*args, **kwargs)
 
     def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
@@ -338,78 +344,6 @@ class DiT(nn.Module):
                     linear.weight.mul_(depth)
 
 
-class Layer(nn.Module):
-    """Self-attention, cross-attention to the image (if any), action module (in some layers), feed-forward."""
-
-    def __init__(self, config: DiTConfig, acts: bool) -> None:
-        super().__init__()
-        dim = config.dim
-        self.eps = config.eps
-        self.self_attn = SelfAttention(dim, config.num_heads, config.eps)
-        self.norm3 = nn.LayerNorm(dim, config.eps) if config.img_dim else None
-        self.cross_attn = CrossAttention(dim, config.num_heads, config.eps) if config.img_dim else None
-        self.action_model = ActionModule(dim, config.action) if acts else None
-        self.ffn = nn.Sequential(nn.Linear(dim, config.ffn_dim), nn.GELU(approximate="tanh"), nn.Linear(config.ffn_dim, dim))
-        self.modulation = nn.Parameter(torch.zeros(1, 6, dim))
-        with torch.no_grad():
-            self.modulation[:, 2::3] = 1  # the two gates
-
-    def outputs(self) -> list[nn.Linear]:
-        """The linear layers that write into the residual stream."""
-        action = self.action_model
-        acting = [] if action is None else [action.proj_keyboard] + ([action.proj_mouse] if action.config.mouse_dim else [])
-        return [self.self_attn.o, self.ffn[2], *([] if self.cross_attn is None else [self.cross_attn.o]), *acting]
-
-    def forward(self, x: Tensor, modulation: Modulation, steering: Steering | None, grid: Rotary, time: Rotary, attend: Attend) -> Tensor:
-        """x [B, T, S, dim] -> [B, T, S, dim]; ``modulation`` is shift, scale and gate, twice."""
-        x = self._attended(x, modulation, grid, attend)
-        if self.action_model is not None:
-            x = self.action_model(x, steering, time, attend)
-        hidden = linear_gelu(modulate(x, modulation[3], modulation[4], self.eps), self.ffn[0])
-        return torch.addcmul(x, modulation[5], self.ffn[2](hidden))
-
-    def _attended(self, x: Tensor, modulation: Modulation, grid: Rotary, attend: Attend) -> Tensor:
-        x = torch.addcmul(x, modulation[2], self.self_attn(modulate(x, modulation[0], modulation[1], self.eps), grid, attend))
-        return x if self.cross_attn is None else x + self.cross_attn(self.norm3(x), attend)
-
-    def remember(
-        self, x: Tensor, modulation: Modulation, given: Given, memory: LayerCache, block: Block, steering: Steering | None
-    ) -> None:
-        """Leave what `forward` would leave in the rings, and work out nothing else."""
-        grid, time = given.grid, given.time
-        if memory.mouse is None:  # nothing that is remembered depends on this layer's output
-            memory.tokens.write(block, *self.self_attn.keys_values(modulate(x, modulation[0], modulation[1], self.eps), grid))
-        else:
-            x = self._attended(x, modulation, grid, memory.attend(block))
-            memory.mouse.write(block, *self.action_model.mouse_keys_values(x, steering, time))
-        if memory.keyboard is not None:
-            memory.keyboard.write(block, steering.keys, steering.values)
-
-
-class ImageProjection(nn.Module):
-    """Image tokens [B, L, img_dim] -> [B, L, dim]."""
-
-    def __init__(self, img_dim: int, dim: int) -> None:
-        super().__init__()
-        self.proj = nn.Sequential(nn.LayerNorm(img_dim), nn.Linear(img_dim, img_dim), nn.GELU(), nn.Linear(img_dim, dim), nn.LayerNorm(dim))
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        return self.proj(tokens)
-
-
-class Head(nn.Module):
-    """Tokens -> the numbers of their patch, channel last."""
-
-    def __init__(self, config: DiTConfig) -> None:
-        super().__init__()
-        self.eps = config.eps
-        self.head = nn.Linear(config.dim, math.prod(config.patch_size) * config.out_dim)
-        self.modulation = nn.Parameter(torch.zeros(1, 2, config.dim))
-
-    def forward(self, x: Tensor, modulation: Modulation) -> Tensor:
-        return self.head(modulate(x, *modulation, self.eps))
-
-
 def _layer_body(
     layer: Layer, x: Tensor, modulation: Modulation, steering: Steering | None, grid: Rotary, time: Rotary, memory: LayerCache,
     slots: Tensor,
@@ -436,21 +370,6 @@ def timestep_embedding(timestep: Tensor, freq_dim: int) -> Tensor:
     frequencies = 10000.0 ** -(torch.arange(half, dtype=torch.float64, device=timestep.device) / half)
     angles = timestep.to(torch.float64)[..., None] * frequencies
     return torch.cat((angles.cos(), angles.sin()), dim=-1)
-
-
-def modulate(x: Tensor, shift: Tensor, scale: Tensor, eps: float) -> Tensor:
-    """LayerNorm without parameters, then scale and shift: LN(x) (1 + scale) + shift (adaptive LN of Peebles & Xie 2023).
-
-    Shift and scale are [B, T, 1, dim], or [dim], and ``scale`` then 1 + scale already (`uniform`): the norm takes them along.
-    """
-    if shift.dim() == 1:
-        return F.layer_norm(x, shift.shape, scale, shift, eps)
-    return F.layer_norm(x, (x.shape[-1],), eps=eps) * (1 + scale) + shift
-
-
-def uniform(modulation: Modulation) -> Modulation:
-    """The modulation of a single latent [1, 1, 1, dim] as one for all of them, each [dim]; see `modulate`."""
-    return tuple((part + 1 if i % 3 == 1 else part).flatten() for i, part in enumerate(modulation))
 
 
 def _autocasts(device: torch.device) -> bool:

@@ -84,6 +84,8 @@ def _check(args: argparse.Namespace) -> None:
         raise UsageError(f"--replay {args.replay}: {'is a folder' if args.replay.is_dir() else 'no such file'}")
     if args.start is not None and not args.start.is_file():
         raise UsageError(f"--start {args.start}: {'is a folder, not a picture' if args.start.is_dir() else 'no such file'}")
+    if args.compare is not None and (args.decoder == "taehv" or args.context == "last"):
+        raise UsageError("--compare holds the exact model against the exact model: leave --decoder and --context out")
     if args.overlap and args.compare is not None:
         raise UsageError("--compare takes turns, --overlap does not: give one of them")
     if args.random and args.weights is not None:

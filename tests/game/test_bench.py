@@ -78,6 +78,8 @@ def test_compare_with_the_plain_variant(world: Path, capsys: pytest.CaptureFixtu
     [
         (["--replay", "nowhere.txt"], "no such file"),
         (["--random", "--weights", "."], "--random makes the weights itself"),
+        (["--compare", "baseline", "--context", "last"], "the exact model"),
+        (["--compare", "baseline", "--overlap"], "takes turns"),
         (["--blocks", "0"], "must be from 1"),
         (["--world", "nowhere"], "nowhere"),
     ],

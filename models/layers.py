@@ -1,0 +1,143 @@
+"""One layer of the denoiser, and what stands before and after the layers: see `models.dit`."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models.action import ActionModule, Steering
+from models.attention import Attend, CrossAttention, SelfAttention
+from models.kernels import linear_gelu
+from models.kv_cache import Block, LayerCache
+from models.rope import Rotary
+
+if TYPE_CHECKING:
+    from models.dit import DiTConfig, Given
+
+Modulation = tuple[Tensor, ...]  # (shift, scale, gate) twice in a layer, (shift, scale) in the head
+CondRows = tuple[Tensor, Tensor | None]  # keyboard and mouse rows, cut per latent
+
+
+class Layer(nn.Module):
+    """Self-attention, cross-attention to the image (if any), action module (in some layers), feed-forward."""
+
+    def __init__(self, config: DiTConfig, acts: bool) -> None:
+        super().__init__()
+        dim = config.dim
+        self.eps = config.eps
+        self.self_attn = SelfAttention(dim, config.num_heads, config.eps)
+        self.norm3 = nn.LayerNorm(dim, config.eps) if config.img_dim else None
+        self.cross_attn = CrossAttention(dim, config.num_heads, config.eps) if config.img_dim else None
+        self.action_model = ActionModule(dim, config.action) if acts else None
+        self.ffn = nn.Sequential(nn.Linear(dim, config.ffn_dim), nn.GELU(approximate="tanh"), nn.Linear(config.ffn_dim, dim))
+        self.modulation = nn.Parameter(torch.zeros(1, 6, dim))
+        with torch.no_grad():
+            self.modulation[:, 2::3] = 1  # the two gates
+
+    def outputs(self) -> list[nn.Linear]:
+        """The linear layers that write into the residual stream."""
+        action = self.action_model
+        acting = [] if action is None else [action.proj_keyboard] + ([action.proj_mouse] if action.config.mouse_dim else [])
+        return [self.self_attn.o, self.ffn[2], *([] if self.cross_attn is None else [self.cross_attn.o]), *acting]
+
+    def forward(
+        self, x: Tensor, modulation: Modulation | Tensor, steering: Steering | CondRows | None, grid: Rotary, time: Rotary,
+        attend: Attend,
+    ) -> Tensor:  # fmt: skip
+        """x [B, T, S, dim] -> [B, T, S, dim]; ``modulation`` is shift, scale and gate, twice.
+
+        Of what depends on weights that may change, the raw material may be given instead: the time's six vectors [B, T, 6, dim] for
+        ``modulation``, keyboard and mouse rows for ``steering``.
+        """
+        modulation, steering = self._own(modulation, steering, time, x.dtype)
+        x = self._attended(x, modulation, grid, attend)
+        if self.action_model is not None:
+            x = self.action_model(x, steering, time, attend)
+        hidden = linear_gelu(modulate(x, modulation[3], modulation[4], self.eps), self.ffn[0])
+        return torch.addcmul(x, modulation[5], self.ffn[2](hidden))
+
+    def modulated(self, six: Tensor) -> Modulation:
+        """The time's six vectors [B, T, 6, dim] and the layer's own: shift, scale and gate, twice, each [B, T, 1, dim]."""
+        return (self.modulation + six)[:, :, :, None].unbind(2)
+
+    def _own(
+        self, modulation: Modulation | Tensor, steering: Steering | CondRows | None, time: Rotary, dtype: torch.dtype
+    ) -> tuple[Modulation, Steering | None]:
+        if isinstance(modulation, Tensor):
+            modulation = self.modulated(modulation)
+        if isinstance(steering, tuple):
+            steering = None if self.action_model is None else self.action_model.prepare(*steering, time, dtype)
+        return modulation, steering
+
+    def _attended(self, x: Tensor, modulation: Modulation, grid: Rotary, attend: Attend) -> Tensor:
+        x = torch.addcmul(x, modulation[2], self.self_attn(modulate(x, modulation[0], modulation[1], self.eps), grid, attend))
+        return x if self.cross_attn is None else x + self.cross_attn(self.norm3(x), attend)
+
+    def remember(
+        self,
+        x: Tensor,
+        modulation: Modulation | Tensor,
+        given: Given,
+        memory: LayerCache,
+        block: Block,
+        steering: Steering | CondRows | None,
+    ) -> None:
+        """Leave what `forward` would leave in the rings, and work out nothing else."""
+        grid, time = given.grid, given.time
+        modulation, steering = self._own(modulation, steering, time, x.dtype)
+        if memory.mouse is None:  # nothing that is remembered depends on this layer's output
+            memory.tokens.write(block, *self.self_attn.keys_values(modulate(x, modulation[0], modulation[1], self.eps), grid))
+        else:
+            x = self._attended(x, modulation, grid, memory.attend(block))
+            memory.mouse.write(block, *self.action_model.mouse_keys_values(x, steering, time))
+        if memory.keyboard is not None:
+            memory.keyboard.write(block, steering.keys, steering.values)
+
+
+class ImageProjection(nn.Module):
+    """Image tokens [B, L, img_dim] -> [B, L, dim]."""
+
+    def __init__(self, img_dim: int, dim: int) -> None:
+        super().__init__()
+        self.proj = nn.Sequential(nn.LayerNorm(img_dim), nn.Linear(img_dim, img_dim), nn.GELU(), nn.Linear(img_dim, dim), nn.LayerNorm(dim))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.proj(tokens)
+
+
+class Head(nn.Module):
+    """Tokens -> the numbers of their patch, channel last."""
+
+    def __init__(self, config: DiTConfig) -> None:
+        super().__init__()
+        self.eps = config.eps
+        self.head = nn.Linear(config.dim, math.prod(config.patch_size) * config.out_dim)
+        self.modulation = nn.Parameter(torch.zeros(1, 2, config.dim))
+
+    def forward(self, x: Tensor, modulation: Modulation | Tensor) -> Tensor:
+        """``modulation`` is shift and scale, or the time embedding [B, T, dim] they are made of."""
+        modulation = self.modulated(modulation) if isinstance(modulation, Tensor) else modulation
+        return self.head(modulate(x, *modulation, self.eps))
+
+    def modulated(self, embedded: Tensor) -> Modulation:
+        """Shift and scale, each [B, T, 1, dim]."""
+        return (self.modulation + embedded[:, :, None])[:, :, :, None].unbind(2)
+
+
+def modulate(x: Tensor, shift: Tensor, scale: Tensor, eps: float) -> Tensor:
+    """LayerNorm without parameters, then scale and shift: LN(x) (1 + scale) + shift (adaptive LN of Peebles & Xie 2023).
+
+    Shift and scale are [B, T, 1, dim], or [dim], and ``scale`` then 1 + scale already (`uniform`): the norm takes them along.
+    """
+    if shift.dim() == 1:
+        return F.layer_norm(x, shift.shape, scale, shift, eps)
+    return F.layer_norm(x, (x.shape[-1],), eps=eps) * (1 + scale) + shift
+
+
+def uniform(modulation: Modulation) -> Modulation:
+    """The modulation of a single latent [1, 1, 1, dim] as one for all of them, each [dim]; see `modulate`."""
+    return tuple((part + 1 if i % 3 == 1 else part).flatten() for i, part in enumerate(modulation))
