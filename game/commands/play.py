@@ -66,6 +66,7 @@ def run(args: argparse.Namespace) -> int:
 
         return replay.run_for_play(args)
     args.world = args.world or "garden"
+    serve.check(args)
     if args.rewind_mb is None:
         args.rewind_mb = 0 if args.headless else REWIND_MB  # without a window nobody goes back, and memory stays flat at once
     _check(args)

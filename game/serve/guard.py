@@ -10,7 +10,6 @@ import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
-from weakref import WeakKeyDictionary
 
 from aiohttp import web
 
@@ -82,7 +81,7 @@ class Guard:
         asks = request.method in ("GET", "HEAD") and request.headers.get("Upgrade") is None
         if origin is None and not asks:  # a browser always says where such a request comes from
             return "origin"
-        if origin is not None and (urlsplit(origin).scheme not in ("http", "https") or _netloc(origin) != hosts[0].lower()):
+        if origin is not None and _place(origin) != hosts[0].lower():
             return "origin"
         if request.path != "/health" and not self._has_token(request):
             return "token"
@@ -124,11 +123,13 @@ _WORDS = {
 }
 
 
-def _netloc(origin: str) -> str:
+def _place(origin: str) -> str | None:
+    """Host and port of an Origin header; None where that is no web page."""
     try:
-        return urlsplit(origin).netloc.lower()
+        parts = urlsplit(origin)
     except ValueError:
-        return ""
+        return None
+    return parts.netloc.lower() if parts.scheme in ("http", "https") else None
 
 
 class Door:
@@ -137,12 +138,14 @@ class Door:
     def __init__(self, server: web.Server, limits: Limits) -> None:
         self.refused = 0
         self._server, self._limits = server, limits
-        self._silent: WeakKeyDictionary[asyncio.Protocol, float] = WeakKeyDictionary()
+        self._silent: dict[asyncio.Protocol, float] = {}  # since when; oldest first
 
     def __call__(self) -> asyncio.Protocol:
         if len(self._server.connections) >= self._limits.connections:
             self.refused += 1
             return _Shut()
+        if len(self._silent) > 2 * self._limits.connections:  # they come and go faster than they are swept
+            self._sweep()
         protocol = self._server()
         self._silent[protocol] = time.monotonic()
         return protocol
@@ -156,12 +159,17 @@ class Door:
         """Runs as long as the server."""
         while True:
             await asyncio.sleep(min(1.0, self._limits.silent / 3))
-            now = time.monotonic()
-            for protocol, since in list(self._silent.items()):
-                if now - since > self._limits.silent:
-                    self._silent.pop(protocol, None)
-                    if (transport := getattr(protocol, "transport", None)) is not None:
-                        transport.abort()
+            self._sweep()
+
+    def _sweep(self) -> None:
+        """Close those that have been silent for too long; forget those that have gone."""
+        now = time.monotonic()
+        for protocol, since in list(self._silent.items()):
+            transport = getattr(protocol, "transport", None)
+            if transport is None or now - since > self._limits.silent:
+                del self._silent[protocol]
+                if transport is not None:
+                    transport.abort()
 
 
 class _Shut(asyncio.Protocol):

@@ -31,6 +31,7 @@ STATIC = {
     "start.js": "text/javascript",
     "graph.js": "text/javascript",
 }
+LINGER_SECONDS = 1.0  # to read on from somebody who was refused while sending, so that he gets to read why
 MAX_SEED = 2**53 - 1  # what a page can write down exactly
 Route = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -42,7 +43,8 @@ class Server:
         self.house, self.guard = house, guard
         self.limits = house.limits
         self.app = web.Application(client_max_size=self.limits.upload)
-        self.runner = web.AppRunner(self.app, access_log=None, keepalive_timeout=self.limits.silent, shutdown_timeout=5)
+        times = {"keepalive_timeout": self.limits.silent, "lingering_time": LINGER_SECONDS, "shutdown_timeout": 5}
+        self.runner = web.AppRunner(self.app, access_log=None, **times)
         self.door: Door | None = None
         self._files = {name: (resources.files("game.serve") / "static" / name).read_bytes() for name in STATIC}
         self._watch: asyncio.Task[None] | None = None
