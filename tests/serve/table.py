@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -43,6 +44,31 @@ async def served(
     finally:
         await client.close()
         await server.close()
+
+
+class Running:
+    """The same on a thread of its own, for a test that drives a browser meanwhile: ``with Running(worlds) as running``."""
+
+    def __init__(self, worlds: Worlds, **options: Any) -> None:
+        self._worlds, self._options = worlds, options
+        self._ready, self._thread = threading.Event(), threading.Thread(target=lambda: asyncio.run(self._run()), daemon=True)
+        self.url = ""
+
+    async def _run(self) -> None:
+        self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
+        async with served(self._worlds, **self._options) as self.site:
+            self.url = f"http://127.0.0.1:{self.site.port}/"
+            self._ready.set()
+            await self._stop.wait()
+
+    def __enter__(self) -> Running:
+        self._thread.start()
+        assert self._ready.wait(60)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._loop.call_soon_threadsafe(self._stop.set)
+        self._thread.join(60)
 
 
 class Site:

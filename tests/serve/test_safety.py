@@ -356,7 +356,8 @@ def test_a_client_that_never_reads_loses_blocks_and_then_its_turn(worlds: Worlds
         socket = sockets.create_connection(("127.0.0.1", site.port))
         socket.setsockopt(sockets.SOL_SOCKET, sockets.SO_RCVBUF, 2048)
         head = f"GET /sessions/{id}/play HTTP/1.1\r\nHost: localhost\r\nOrigin: http://localhost\r\nUpgrade: websocket\r\n"
-        socket.sendall((head + "Connection: Upgrade\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\nSec-WebSocket-Version: 13\r\n\r\n").encode())
+        head += "Connection: Upgrade\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\nSec-WebSocket-Version: 13\r\n\r\n"
+        socket.sendall(head.encode())
         seat = site.house.seats[id]
         for _ in range(200):
             await asyncio.sleep(0.05)

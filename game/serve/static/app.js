@@ -7,10 +7,11 @@ import { StartPage, element } from "./start.js";
 
 const $ = (id) => document.getElementById(id);
 const KEPT = "reverie-session"; // in this tab's memory: a reload goes on with its session
+const ASLEEP = "reverie-asleep"; // it was paused because nobody saw it
 const RETRY_SECONDS = 55; // the server waits for a minute
 const TOAST_MS = 4000;
 
-const session = { id: null, socket: null, world: null, paused: false, slot: 1, slots: 9, film: false, lostSince: null, asleep: false };
+const session = { id: null, socket: null, world: null, paused: false, slot: 1, slots: 9, film: false, lostSince: null };
 const stats = { made: null, press: null, presses: [], lost: 0, blocks: 0, frame: 0 };
 const send = (message) => {
   if (session.socket?.readyState === WebSocket.OPEN) session.socket.send(JSON.stringify(message));
@@ -43,7 +44,7 @@ async function begin(query, file) {
 
 function enter(id) {
   session.id = id;
-  Object.assign(session, { world: null, paused: false, lostSince: null, asleep: false, slot: 1 });
+  Object.assign(session, { world: null, paused: false, lostSince: null, slot: 1 });
   Object.assign(stats, { made: null, press: null, presses: [], lost: 0, blocks: 0, frame: 0 });
   $("menu").hidden = true;
   show("game");
@@ -145,6 +146,7 @@ function hello({ world, slots, film }) {
   drawSlots();
   drawHelp();
   say();
+  wakeUp();
   $("picture").focus({ preventScroll: true });
 }
 
@@ -205,7 +207,8 @@ function loading(what, part) {
   $("loading").hidden = false;
   $("loading-title").textContent = session.world?.title ?? "Reverie";
   $("loading-what").textContent = what;
-  $("loading-bar").style.width = part === null ? "12%" : `${Math.round(part * 100)}%`;
+  $("loading-bar").style.width = part ? `${Math.round(part * 100)}%` : "";
+  $("loading-bar").classList.toggle("unknown", !part);
 }
 
 function toast(words) {
@@ -366,9 +369,19 @@ addEventListener("blur", letGo);
 document.addEventListener("visibilitychange", () => {
   if ($("game").hidden || !session.world) return;
   letGo();
-  if (document.hidden && !session.paused) [session.asleep] = [true, command("pause")]; // a tab that nobody sees needs no pictures
-  else if (!document.hidden && session.asleep) [session.asleep] = [false, command("resume")];
+  if (document.hidden && !session.paused) {
+    sessionStorage.setItem(ASLEEP, session.id); // a reload hides the page too, and is to go on afterwards
+    command("pause"); // what nobody sees needs no pictures
+  } else {
+    wakeUp();
+  }
 });
+
+function wakeUp() {
+  if (document.hidden || sessionStorage.getItem(ASLEEP) !== session.id) return;
+  sessionStorage.removeItem(ASLEEP);
+  command("resume");
+}
 
 const picture = $("picture");
 picture.addEventListener("click", () => {
