@@ -47,7 +47,7 @@ def running(yaml: Path, quick: Path) -> Iterator[Running]:
     worlds = tiny_worlds(yaml)
     config = load_config(quick)
     worlds.offers.append(Offer(config, start_pictures(config, None), None))
-    with Running(worlds, sessions=9) as running:
+    with Running(worlds, sessions=30) as running:  # pages that are left keep their places for a minute
         yield running
 
 
@@ -132,9 +132,7 @@ def test_backspace_goes_back(page: Page) -> None:
     page.blocks(3)
     seen = page.seen()
     epoch = seen[-1]["epoch"]
-    first, last = (
-        select(frame["block"] for frame in seen if frame["epoch"] == which) for select, which in ((min, epoch), (max, 0))
-    )
+    first, last = (select(frame["block"] for frame in seen if frame["epoch"] == which) for select, which in ((min, epoch), (max, 0)))
     assert 0 < first < last
     assert_same(seen, 0, epoch)
 

@@ -292,11 +292,13 @@ function drawHelp() {
     line.append(element("th", key), element("td", does));
     return line;
   };
+  const touch = document.body.classList.contains("touch");
   const keys = world.keys.map(([key, does]) => [ARROWS[key] ?? key.toUpperCase(), does]);
   if (world.look) keys.push(["Mouse", world.look.vertical ? "look (click the picture)" : "left and right (click)"]);
   keys.push(["Gamepad", world.look ? "walk, look" : "walk"]);
-  $("help-world").replaceChildren(...keys.map(row));
-  $("help-page").replaceChildren(...PAGE_KEYS.map(([, key, does]) => row([key, does])));
+  const pads = [["Left pad", "walk"], ["Right pad", world.look?.vertical ? "look" : "left and right"]].filter((_, right) => !right || world.look);
+  $("help-world").replaceChildren(...(touch ? pads : keys).map(row));
+  $("help-page").replaceChildren(...(touch ? TOUCH_HELP : PAGE_KEYS.map(([, key, does]) => [key, does])).map(row));
 }
 
 // ---- commands
@@ -314,6 +316,13 @@ const PAGE_KEYS = [
   ["shot", "F8", "screenshot"],
   ["full", "F11", "full screen"],
   ["", "Esc", "free the mouse"],
+];
+const TOUCH_HELP = [
+  ["Pause", "and go on"],
+  ["Rewind", "as long as it is held"],
+  ["Bars", "numbers"],
+  ["Corners", "full screen"],
+  ["Lines", "save, load, take it with you"],
 ];
 const DO = {
   pause: () => command(session.paused ? "resume" : "pause"),
