@@ -82,8 +82,9 @@ async def _serve(args: argparse.Namespace, worlds: Worlds) -> None:
     from game.serve.server import Server
 
     stop = asyncio.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    if sys.platform != "win32":  # there Ctrl-C ends it less politely
+        for number in (signal.SIGINT, signal.SIGTERM):
+            asyncio.get_running_loop().add_signal_handler(number, stop.set)
     house = House(worlds, Limits(sessions=args.max_sessions or SESSIONS), args.seed, args.record)
     here = is_loopback(args.host)
     names = tuple(name.lower() for name in (*(args.allow_host or ()), *(() if here else (socket.gethostname(),))))

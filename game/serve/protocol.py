@@ -6,7 +6,7 @@ import json
 import math
 import struct
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 VERSION = 1
@@ -69,10 +69,11 @@ class Input:
 
 @dataclass(frozen=True)
 class Got:
-    """A block has arrived whole."""
+    """A block has arrived whole, its first frame ``spread`` seconds before its last."""
 
     epoch: int
     block: int
+    spread: float = field(default=0.0, compare=False)
 
 
 @dataclass(frozen=True)
@@ -125,6 +126,11 @@ def _input(found: dict[str, Any], keys: tuple[str, ...]) -> Input:
     return Input(_whole(found, "id"), frozenset(held), _pair(found, "look", 1.0), _pair(found, "mouse", MAX_MOUSE))
 
 
+def _got(found: dict[str, Any], keys: tuple[str, ...]) -> Got:
+    spread = _number(found.get("spread", 0), "spread", 60_000.0) / 1000
+    return Got(_whole(found, "epoch"), _whole(found, "block"), max(0.0, spread))
+
+
 def _at(found: dict[str, Any], keys: tuple[str, ...]) -> At:
     if type(found.get("late")) is not bool:
         raise ProtocolError("late must be true or false")
@@ -143,7 +149,7 @@ def _do(found: dict[str, Any], keys: tuple[str, ...]) -> Do:
 
 _READERS: dict[str, Callable[[dict[str, Any], tuple[str, ...]], Message]] = {
     "in": _input,
-    "got": lambda found, keys: Got(_whole(found, "epoch"), _whole(found, "block")),
+    "got": _got,
     "at": _at,
     "frozen": lambda found, keys: Frozen(_whole(found, "epoch")),
     "do": _do,

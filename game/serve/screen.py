@@ -18,14 +18,21 @@ class PageTimeline(Timeline):
     """Frames are due here earlier than on the page's screen: by the time their way there takes, and by what a turn of the model is
     waited for. All of it is measured."""
 
-    def __init__(self, fps: float) -> None:
+    def __init__(self, fps: float, most: float) -> None:
+        """``most``: seconds that all of it may be; a page that answers late must not have blocks made far ahead."""
         super().__init__(fps)
-        self.delivery = Estimate()  # from a finished block to the page's word that it is there
+        self._most = most
+        self.delivery = Estimate()  # from a finished block to the page's word that its first frame is there
         self.queue = Estimate()  # from asking for the model to getting it
+
+    @property
+    def ahead(self) -> float:
+        """Seconds that a block must be finished before it is seen."""
+        return min(self._most, self.delivery.seconds + self.queue.seconds)
 
     def due(self, frame: int) -> float | None:
         due = super().due(frame)
-        return None if due is None else due - self.delivery.seconds - self.queue.seconds
+        return None if due is None else due - self.ahead
 
     def shown_at(self, frame: int) -> float | None:
         """When the frame is on the page's screen."""

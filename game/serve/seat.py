@@ -55,7 +55,7 @@ class Seat:
         """``slots`` is how many saved games there is room for; ``wake``, called by any thread, has `turn` called soon."""
         self.id, self.config, self.files, self.limits = id, config, files, limits
         self.controls = Controls(config.actions)
-        self.timeline = PageTimeline(config.fps)
+        self.timeline = PageTimeline(config.fps, most=config.block_frames[1] / config.fps)
         self.world = WorldThread(open_session, self._take, self.timeline, turns=self._timed(turns), notify=wake)
         self.screen = Screen(self.timeline, self.tell, lambda: self.lead)
         self.saves = Saves(self.world, config.name, self.toast, files.folder / "saves")
@@ -112,7 +112,7 @@ class Seat:
     @property
     def lead(self) -> float:
         """How long before it is seen a block is begun."""
-        return self.world.estimate.lead + self.timeline.delivery.seconds + self.timeline.queue.seconds
+        return self.world.estimate.lead + self.timeline.ahead
 
     def tell(self, message: dict[str, Any]) -> None:
         if self.link is not None:
@@ -189,7 +189,7 @@ class Seat:
         if self.link is None or not self.link.got(message):
             return
         if finished is not None:
-            self.timeline.delivery.add(now - finished)
+            self.timeline.delivery.add(max(0.0, now - finished - message.spread))
         if self._stalled and self.link.idle and not self.screen.frozen:
             self._stalled = False
             self._go_on()
@@ -375,9 +375,11 @@ class Seat:
     async def end(self, reason: str) -> None:
         """Stop, finish the files and tell the page."""
         self.over, self.ended_at = reason, time.monotonic()
-        self.turn()
-        self.flush()
-        await asyncio.to_thread(self._close, reason)
+        try:
+            self.turn()
+            self.flush()
+        finally:
+            await asyncio.to_thread(self._close, reason)
         self._tell_toasts()
         if self.link is not None:
             files = {"session": self.files.session_path.is_file(), "film": self.files.film_path() is not None}

@@ -45,7 +45,7 @@ def test_messages_are_read() -> None:
     held = frozenset({"w", "left"})
     assert read(t="in", id=3, keys=["w", "left"], look=[0.5, -1], mouse=[3, 4]) == Input(3, held, (0.5, -1.0), (3.0, 4.0))
     assert read(t="in", id=3, keys=[]) == Input(3, frozenset(), (0.0, 0.0), (0.0, 0.0))
-    assert read(t="got", epoch=1, block=2) == Got(1, 2)
+    assert read(t="got", epoch=1, block=2) == Got(1, 2) and read(t="got", epoch=1, block=2, spread=30).spread == 0.03
     assert read(t="at", epoch=1, block=2, frame=21, late=True, **{"in": -20}) == At(1, 2, 21, -0.02, True)
     assert read(t="frozen", epoch=1) == Frozen(1)
     assert read(t="do", do="save", slot=9) == Do("save", 9)
@@ -118,7 +118,7 @@ def test_what_one_breaks_is_raised_to_that_one() -> None:
 
 def screen(fps: float = 10.0) -> tuple[Screen, PageTimeline, list[dict]]:
     told: list[dict] = []
-    timeline = PageTimeline(fps)
+    timeline = PageTimeline(fps, most=1.2)
     return Screen(timeline, told.append, lambda: 0.2), timeline, told
 
 
@@ -134,6 +134,9 @@ def test_the_schedule_follows_the_page() -> None:
     timeline.delivery.add(0.05)
     timeline.queue.add(0.02)
     assert timeline.due(33) == pytest.approx(timeline.shown_at(33) - 0.07), "the way there takes time"
+    for _ in range(20):
+        timeline.delivery.add(60.0)
+    assert timeline.due(33) == pytest.approx(timeline.shown_at(33) - 1.2), "who answers late has nothing made far ahead"
 
 
 def test_a_page_can_hardly_hurry_and_tells_nothing_that_cannot_be() -> None:

@@ -24,6 +24,18 @@ export function readHeader(buffer) {
   };
 }
 
+// A picture that can be drawn and closed. WebCodecs decodes from memory; where it is missing (pages that came over plain HTTP
+// from another machine) a Blob takes a way through the browser's other process.
+async function decode(data, type) {
+  if (!window.ImageDecoder) return createImageBitmap(new Blob([data], { type }));
+  const decoder = new ImageDecoder({ data, type });
+  try {
+    return (await decoder.decode()).image;
+  } finally {
+    decoder.close();
+  }
+}
+
 export class Screen {
   // `send` sends a message to the server; `onFrame(frame, now)` is called for each frame shown.
   constructor(canvas, send, onFrame) {
@@ -96,7 +108,7 @@ export class Screen {
     const current = frame.epoch === this.epoch;
     if (current && !frame.still) this.queue.push(frame);
     try {
-      frame.bitmap = await createImageBitmap(new Blob([buffer.slice(HEADER)], { type: frame.type }));
+      frame.bitmap = await decode(buffer.slice(HEADER), frame.type);
       frame.ready = performance.now();
     } catch {
       this.queue = this.queue.filter((other) => other !== frame);
@@ -104,7 +116,11 @@ export class Screen {
     if (frame.still) {
       if (frame.bitmap && frame.epoch === this.epoch && this.block === null) this.draw(frame.bitmap);
     } else {
-      if (frame.index === frame.count - 1) this.send({ t: "got", epoch: frame.epoch, block: frame.block });
+      if (frame.index === 0) this.firstAt = performance.now();
+      if (frame.index === frame.count - 1) {
+        const spread = Math.round(Math.min(60000, performance.now() - (this.firstAt ?? performance.now())));
+        this.send({ t: "got", epoch: frame.epoch, block: frame.block, spread });
+      }
       if (frame.epoch !== this.epoch) frame.bitmap?.close();
     }
   }
