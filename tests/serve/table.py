@@ -190,6 +190,8 @@ class Player:
             asyncio.get_running_loop().create_task(self._show(header))
 
     async def _show(self, header: FrameHeader) -> None:
+        while self._frozen and self._until is None and header.epoch == self.epoch:  # kept until it is to go on
+            await asyncio.sleep(0.01)
         now, fps = time.perf_counter(), self.world["fps"]
         late = False
         if self._origin is None:
