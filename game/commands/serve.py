@@ -43,6 +43,7 @@ def check(args: argparse.Namespace) -> None:
         return
     others = {"--script": args.script, "--blocks": args.blocks, "--load": args.load, "--actions": args.actions, "--session": args.session}
     others |= {"--dump": args.dump, "--headless": args.headless, "--bench": args.bench, "--list": args.list}
+    others |= {"--record-hud": args.record_hud}
     for option, value in others.items():
         if value:
             raise UsageError(f"--serve does not go with {option}")
@@ -111,8 +112,8 @@ async def _serve(args: argparse.Namespace, worlds: Worlds) -> None:
 def _offers(args: argparse.Namespace) -> list[Offer]:
     """The world asked for, then the bundled ones whose weights are here."""
     from engine import WorldError, list_worlds, load_config, load_picture
-    from game.commands.play import world_config
     from game.serve.worlds import Offer, start_pictures, weight_paths
+    from game.worldoptions import world_config
 
     config = world_config(args)
     if args.start is not None:
@@ -133,7 +134,7 @@ def _offers(args: argparse.Namespace) -> list[Offer]:
 
 
 def _progress(offer: Offer):
-    from game.commands.play import PARTS
+    from game.worldoptions import PARTS
 
     console = ConsoleProgress(offer.config.name)
     return lambda what, part: console(PARTS.get(what, what), part)
