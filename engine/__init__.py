@@ -9,8 +9,9 @@ from engine.config import WorldConfig, load_config
 from engine.exact import NOISE, fingerprint, pin_threads, processor, settings
 from engine.history import REWIND_MB
 from engine.inspect import Comparison, FileReport, compare_weights, inspect_weights, weight_files
+from engine.memory import free_bytes, session_bytes
 from engine.overlap import Overlap
-from engine.picture import fit_frame, load_picture
+from engine.picture import fit_frame, fit_picture, load_picture
 from engine.session import Session
 from engine.snapshot import Snapshot
 from engine.world import World
@@ -43,12 +44,15 @@ __all__ = [
     "compare_weights",
     "fingerprint",
     "fit_frame",
+    "fit_picture",
+    "free_bytes",
     "inspect_weights",
     "list_worlds",
     "load_config",
     "load_picture",
     "pin_threads",
     "processor",
+    "session_bytes",
     "settings",
     "weight_files",
 ]

@@ -8,6 +8,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -17,6 +18,8 @@ from game.pacing import Estimate, Timeline
 from game.sinks import Block, Origin
 
 QUEUE_BLOCKS = 2  # more than are ever ready: the next block is begun only when it will soon be needed
+
+Turns = Callable[[Callable[[], Any], float], Any]  # runs what it is given where the model may be used, the earliest deadline first
 
 
 class Cancelled(Exception):
@@ -41,8 +44,13 @@ class Arrival:
     picture: np.ndarray | None  # [H, W, 3] uint8
 
 
+def at_once(work: Callable[[], Any], due: float) -> Any:
+    """The turns of a thread that has the model for itself."""
+    return work()
+
+
 class WorldThread(threading.Thread):
-    """Makes blocks for one window.
+    """Makes blocks for one window, or one page in a browser.
 
     It meets the window's thread in two places: ``take`` hands it the latest action, ``blocks`` takes what it made, and
     ``arrivals`` tells of epochs that an errand began. The methods `restart`, `pause`, `resume`, `step`, `hold`, `between_blocks`
@@ -55,10 +63,14 @@ class WorldThread(threading.Thread):
         take: Callable[[int], Sample],
         timeline: Timeline,
         limit: int | None = None,
+        turns: Turns = at_once,
+        notify: Callable[[], None] = lambda: None,
     ) -> None:
         """``load(progress)`` opens the session, ``take(n)`` gives the action of its n-th block, ``limit`` is the number of blocks.
 
-        Blocks are counted from where the session was begun, loaded or restarted.
+        Blocks are counted from where the session was begun, loaded or restarted. Whatever touches the session after it was opened
+        goes through ``turns(work, due)``: several sessions may share one model. ``notify`` is called, by this thread, whenever there
+        is something new in ``blocks``, ``arrivals``, ``progress`` or ``error``.
         """
         super().__init__(name="reverie-world", daemon=True)
         self.blocks: queue.Queue[Block] = queue.Queue(QUEUE_BLOCKS)
@@ -73,6 +85,7 @@ class WorldThread(threading.Thread):
         self._timeline = timeline
         timeline.on_move = self._look_again
         self._limit = limit
+        self._turns, self._notify = turns, notify
         self._changed = threading.Condition()
         self._stopping = False
         self.paused = False  # written by the window's thread alone
@@ -159,11 +172,14 @@ class WorldThread(threading.Thread):
             pass
         except BaseException as error:
             self.error = error
+        finally:
+            self._notify()
 
     def _report(self, what: str, fraction: float) -> None:
         if self._stopping:
             raise Cancelled
         self.progress = (what, fraction)
+        self._notify()
 
     def _play(self, session: Session) -> None:
         origin = first_origin(session)
@@ -171,20 +187,26 @@ class WorldThread(threading.Thread):
             self._settle(session, origin)
         if session.last_frame is not None:
             self.arrivals.put(Arrival(0, origin, session.last_frame))
+            self._notify()
         while self._wait(session):
             if self._wishes:
                 self._fulfil(session)
                 continue
-            clock, epoch = session.clock, self._session_epoch
-            sample = self._take(clock.block - self._base)
-            started_at = time.perf_counter()
-            frames = session.step(sample.action)
-            finished_at = time.perf_counter()
-            due = None if clock.block == self._first or self.paused else self._timeline.due(clock.frames.start)
-            self.estimate.add(finished_at - sample.sampled_at, None if due is None else due - finished_at)
-            block = Block(epoch, clock.block, clock.frames.start, sample, frames, finished_at, self._origin, started_at=started_at)
+            due = self._timeline.due(session.clock.frames.start)
+            block = self._turns(lambda: self._make(session), time.perf_counter() if due is None else due)
             self._origin = None
             self._hand_over(block, session)
+
+    def _make(self, session: Session) -> Block:
+        """The next block. The action is taken only now, when nothing else is in the way."""
+        clock, epoch = session.clock, self._session_epoch
+        sample = self._take(clock.block - self._base)
+        started_at = time.perf_counter()
+        frames = session.step(sample.action)
+        finished_at = time.perf_counter()
+        due = None if clock.block == self._first or self.paused else self._timeline.due(clock.frames.start)
+        self.estimate.add(finished_at - sample.sampled_at, None if due is None else due - finished_at)
+        return Block(epoch, clock.block, clock.frames.start, sample, frames, finished_at, self._origin, started_at=started_at)
 
     def _settle(self, session: Session, origin: Origin) -> None:
         """The session stands at the beginning of an epoch. Called with the lock held."""
@@ -200,14 +222,14 @@ class WorldThread(threading.Thread):
             with self._changed:
                 if None in self._wishes:
                     return  # the player pressed twice
-            session.reset()
+            self._turns(session.reset, time.perf_counter())
             with self._changed:
                 if None not in self._wishes:
                     self._session_epoch = self.epoch
                     self._settle(session, Origin("start", block=session.clock.block))
             return
         try:
-            origin = wish.run(session)
+            origin = self._turns(lambda: wish.run(session), time.perf_counter())
         except Exception as error:
             wish.failed(error)
             return
@@ -220,6 +242,7 @@ class WorldThread(threading.Thread):
             self._session_epoch = self.epoch
             self._settle(session, origin)
         self.arrivals.put(Arrival(self._session_epoch, origin, session.last_frame))
+        self._notify()
 
     def _wait(self, session: Session) -> bool:
         """Sleep until there is a wish, or the next block must be begun; False to end."""
@@ -252,6 +275,7 @@ class WorldThread(threading.Thread):
         while not self._stopping and block.epoch == self.epoch:
             try:
                 self.blocks.put(block, timeout=0.1)
+                self._notify()
                 return
             except queue.Full:
                 if self._wishes:

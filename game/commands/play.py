@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from game import __version__
+from game.commands import serve
 from game.names import free_name, session_beside
 from game.options import ConsoleProgress, UsageError, absolute, check_new, check_record, is_clip, tell_recovered, whole
 from game.worldoptions import add_change_options, add_world_options, fetch_weights, open_session, weights_here, world_config
@@ -43,6 +44,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     play.add_argument("--replay", type=Path, metavar="FILE", help="a session that was recorded, once more (see reverie replay --help)")
     play.add_argument("--overlap", action="store_true", help="with --headless: decode beside the next block; more frames a second")
     play.add_argument("--headless", action="store_true", help="no window, as fast as it goes; plays a demo walk unless there is a script")
+    serve.add_options(parser.add_argument_group("in the browser"))
     out = parser.add_argument_group("keeping it")
     out.add_argument("--record", type=Path, metavar="FILE.mp4", help="film what is played, and write FILE.session.jsonl beside it")
     out.add_argument("--record-hud", action="store_true", help="with --record: keys, look and block number in the film")
@@ -63,6 +65,7 @@ def run(args: argparse.Namespace) -> int:
 
         return replay.run_for_play(args)
     args.world = args.world or "garden"
+    serve.check(args)
     if args.rewind_mb is None:
         args.rewind_mb = 0 if args.headless else REWIND_MB  # without a window nobody goes back, and memory stays flat at once
     _check(args)
@@ -70,6 +73,8 @@ def run(args: argparse.Namespace) -> int:
         return _list(args)
     if args.fetch:
         args.weights = fetch_weights(args)
+    if args.serve:
+        return serve.run(args)
     if args.bench:
         return _bench(args)
     if args.headless:
@@ -108,7 +113,7 @@ def _check(args: argparse.Namespace) -> None:
             raise UsageError(f"--load {args.load}: {'is a folder, not a saved game' if args.load.is_dir() else 'no such file'}")
     if args.record_hud and args.record is None:
         raise UsageError("--record-hud goes with --record")
-    if args.record is not None:
+    if args.record is not None and not args.serve:
         args.session = args.session or session_beside(args.record)
         check_record(args.record, args.overwrite, args.session)
     elif args.session is not None:

@@ -65,7 +65,7 @@ def run_for_play(args: argparse.Namespace) -> int:
     """`python play.py --replay FILE`: the same as `reverie replay FILE`, with those of play's options that make sense."""
     others = {"--script": args.script, "--blocks": args.blocks, "--seed": args.seed, "--session": args.session, "--dump": args.dump}
     others |= {"--bench": args.bench, "--list": args.list, "--json": args.json, "--fetch": args.fetch, "--load": args.load}
-    others |= {"--actions": args.actions}
+    others |= {"--actions": args.actions, "--serve": args.serve}
     for option, value in others.items():
         if value:
             raise UsageError(f"--replay does not go with {option}")

@@ -1,0 +1,49 @@
+"""How much memory a session takes, and how much there is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from engine.snapshot import layout
+
+if TYPE_CHECKING:
+    from engine.world import World
+
+MEMINFO = Path("/proc/meminfo")
+CGROUP = Path("/sys/fs/cgroup")
+
+
+def session_bytes(world: World) -> int:
+    """Of one session's state: rings, the decoder's memory, start picture. Its history for rewinding comes on top.
+
+    The decoder keeps what its convolutions remember twice (`models/vae.py`); twice of all is taken, the rest is for a block in the making.
+    """
+    return 2 * sum(dtype.itemsize * torch.Size(shape).numel() for dtype, shape in layout(world, 4).values())
+
+
+def free_bytes(device: str) -> int | None:
+    """Memory that is free on ``device`` ("cpu", "cuda" …); of a container as much as it may still have. None where nobody tells."""
+    if device.startswith("cuda"):
+        free, _ = torch.cuda.mem_get_info(torch.device(device))
+        return free + torch.cuda.memory_reserved(torch.device(device)) - torch.cuda.memory_allocated(torch.device(device))
+    found = [free for free in (_meminfo(), _cgroup()) if free is not None]
+    return min(found, default=None)
+
+
+def _meminfo() -> int | None:
+    try:
+        fields = dict(line.split(":", 1) for line in MEMINFO.read_text().splitlines())
+        return int(fields["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError, ValueError, IndexError):
+        return None
+
+
+def _cgroup() -> int | None:
+    """Version 2; "max" is no number, then there is no limit."""
+    try:
+        return int((CGROUP / "memory.max").read_text()) - int((CGROUP / "memory.current").read_text())
+    except (OSError, ValueError):
+        return None
