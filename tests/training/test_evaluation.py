@@ -1,0 +1,27 @@
+"""The numbers in docs/GARDEN.md are those that were measured, on the weights in the box."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+MEASURED = json.loads((ROOT / "docs/garden.json").read_text())
+
+
+def test_the_evaluation_is_of_the_weights_in_the_box() -> None:
+    folder = ROOT / "assets/garden"
+    assert MEASURED["weights"] == {
+        f"{part}/{part}.safetensors": hashlib.sha256((folder / f"{part}.safetensors").read_bytes()).hexdigest() for part in ("dit", "vae")
+    }
+
+
+def test_the_page_says_what_was_measured() -> None:
+    page = (ROOT / "docs/GARDEN.md").read_text()
+    faithful, stable = MEASURED["faithful"], MEASURED["stable"]
+    said = [f"{faithful[f'psnr_{s}s']:.1f} / {faithful[f'repeat_first_{s}s']:.1f}" for s in (1, 4, 16)]
+    said += [f"{stable[name]['ratio']:.2f}" for name in ("sharpness", "contrast", "saturation")]
+    said += [f"{MEASURED['turning']['psnr_to_start']:.1f} dB", f"{MEASURED['quiet']['mean_drift']:.1f} grey levels"]
+    assert [words for words in said if words not in page] == []
+    assert f"{MEASURED['obedient']['share']:.1%}" in page
