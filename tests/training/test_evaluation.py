@@ -24,4 +24,4 @@ def test_the_page_says_what_was_measured() -> None:
     said += [f"{stable[name]['ratio']:.2f}" for name in ("sharpness", "contrast", "saturation")]
     said += [f"{MEASURED['turning']['psnr_to_start']:.1f} dB", f"{MEASURED['quiet']['mean_drift']:.1f} grey levels"]
     assert [words for words in said if words not in page] == []
-    assert f"{MEASURED['obedient']['share']:.1%}" in page
+    assert f"{100 * MEASURED['obedient']['share']:.3g} %" in page
