@@ -10,7 +10,7 @@ from engine.exact import NOISE, fingerprint, pin_threads, processor, settings
 from engine.history import REWIND_MB
 from engine.inspect import Comparison, FileReport, compare_weights, inspect_weights, weight_files
 from engine.memory import free_bytes, session_bytes
-from engine.overlap import Overlap
+from engine.overlap import Overlap, share_threads
 from engine.picture import fit_frame, fit_picture, load_picture
 from engine.session import Session
 from engine.snapshot import Snapshot
@@ -54,5 +54,6 @@ __all__ = [
     "processor",
     "session_bytes",
     "settings",
+    "share_threads",
     "weight_files",
 ]

@@ -1,8 +1,9 @@
 """Transformer and decoder side by side: while a block is decoded, the next one is denoised.
 
 It makes more frames a second, not earlier ones: the action of a block is taken while the block before is still being decoded. So it
-serves whoever plays as fast as it goes (headless play, benchmarks), or a decoder on a device of its own. Each side computes with
-half of the processor's threads; the numbers are those of `Session.step` wherever they do not depend on the number of threads.
+serves whoever plays as fast as it goes (headless play, benchmarks), or a decoder on a device of its own. Each side computes with as
+many threads as the process has been told to use, so that every bit is that of `Session.step`; where both compute on one processor,
+`share_threads` halves that number first.
 """
 
 from __future__ import annotations
@@ -18,7 +19,18 @@ from torch import Tensor
 
 from engine.actions import Action
 from engine.clock import BlockClock
+from engine.exact import pin_threads
 from engine.session import Session, Stopwatch
+from engine.world import World
+
+
+def share_threads(world: World) -> None:
+    """Before a session is begun that `Overlap` shall play: halve the threads, if both of its sides compute on the processor.
+
+    From then on the process computes so, whatever it does: a session whose number of threads changed on the way could not be replayed.
+    """
+    if world.device.type == "cpu" and world.decode_device.type == "cpu":
+        pin_threads(max(1, torch.get_num_threads() // 2))
 
 
 @dataclass(frozen=True)
@@ -54,11 +66,9 @@ class Overlap:
     def play(self, actions: Iterable[Action]) -> Iterator[Played]:
         """A block for each action, in order. The next action is asked for before a block is handed out."""
         session, threads = self.session, torch.get_num_threads()
-        share = max(1, threads // 2) if session.world.device.type == "cpu" else threads
         waiting: Decoding | None = None
         since = time.perf_counter()
-        with ThreadPoolExecutor(1, "reverie-decoder", initializer=lambda: torch.set_num_threads(share)) as decoder:
-            torch.set_num_threads(share)
+        with ThreadPoolExecutor(1, "reverie-decoder", initializer=lambda: torch.set_num_threads(threads)) as decoder:
             try:
                 for action in actions:
                     clock = session.clock
@@ -76,7 +86,6 @@ class Overlap:
             finally:
                 if waiting is not None:  # whoever asked has left, or an action failed: the block is finished all the same
                     self._finish(waiting, since)
-                torch.set_num_threads(threads)
 
     def _event(self) -> torch.cuda.Event | None:
         if not self._on_gpu:

@@ -88,7 +88,7 @@ def open_session(args: argparse.Namespace, config: WorldConfig, progress, header
 
     ``header`` gets what the session file is to say. Raises WorldError for what cannot be played, UsageError without a start picture.
     """
-    from engine import Snapshot, World, load_picture
+    from engine import Snapshot, World, load_picture, share_threads
     from game.sessionheader import build_header
 
     start, actions = args.start, []
@@ -105,6 +105,8 @@ def open_session(args: argparse.Namespace, config: WorldConfig, progress, header
         progress(PARTS.get(part, part), done)
 
     world = World.load(config, weights=args.weights, device=args.device, dtype=args.dtype, progress=named, decode_device=args.decode_device)
+    if getattr(args, "overlap", False):
+        share_threads(world)
     if args.compile:
         world.compile(named)
     what = "saved game" if args.load is not None else "start picture" if start is args.start else "start clip"

@@ -7,12 +7,13 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from safetensors import safe_open
 from torch import Tensor
 
@@ -46,6 +47,15 @@ def relative_error(ours: Tensor, theirs: Tensor) -> float:
     """|ours - theirs| / |theirs|, after checking that the shapes agree."""
     assert ours.shape == theirs.shape, (ours.shape, theirs.shape)
     return float((ours.double() - theirs.double()).norm() / theirs.double().norm())
+
+
+@pytest.fixture(autouse=True)
+def same_threads() -> Iterator[None]:
+    """Some of what is tested pins the number of threads for its whole process: here that ends with the test."""
+    threads = torch.get_num_threads()
+    yield
+    if torch.get_num_threads() != threads:
+        torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")

@@ -23,7 +23,11 @@ import sys, time
 import torch
 torch.set_num_threads(int(sys.argv[1]))
 from engine import Action, World
-session = World.load(sys.argv[3]).session(rewind_mb=0)
+world = World.load(sys.argv[3])
+if sys.argv[2] == "overlap":
+    from engine import share_threads
+    share_threads(world)
+session = world.session(rewind_mb=0)
 keys = session.world.config.actions.keys
 actions = (Action(frozenset(keys[i % len(keys)])) for i in iter(int, 1) for i in range(len(keys)))
 if sys.argv[2] == "overlap":

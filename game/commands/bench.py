@@ -94,7 +94,7 @@ def _check(args: argparse.Namespace) -> None:
 
 def _open(args: argparse.Namespace, config: WorldConfig, startup: dict[str, float]) -> Session:
     """A session to measure; what each step of getting there took goes into ``startup``, in seconds."""
-    from engine import World, load_picture
+    from engine import World, load_picture, share_threads
     from game.worldoptions import PARTS
 
     progress = ConsoleProgress(config.name)
@@ -109,6 +109,8 @@ def _open(args: argparse.Namespace, config: WorldConfig, startup: dict[str, floa
     else:
         world = World.load(config, args.weights, progress=lambda part, done: progress(PARTS.get(part, part), done), **place)
     startup["load"] = time.perf_counter() - begun
+    if args.overlap:
+        share_threads(world)
     begun = time.perf_counter()
     world.warm_up()
     startup["warm-up"] = time.perf_counter() - begun

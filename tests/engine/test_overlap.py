@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from engine import Action, World, WorldError
-from engine.overlap import Overlap
+from engine.overlap import Overlap, share_threads
 
 WALK = [Action(frozenset(keys)) for keys in ("w", "wl", "", "a", "sj", "d", "w")]
 
@@ -77,11 +77,20 @@ def test_a_decoder_that_fails(tiny_world: World, monkeypatch: pytest.MonkeyPatch
     assert np.array_equal(session.step(WALK[0]), tiny_world.session(rewind_mb=0).step(WALK[0]))
 
 
-def test_threads_are_given_back(tiny_world: World) -> None:
-    before = torch.get_num_threads()
-    try:
-        torch.set_num_threads(2)
-        shares = [torch.get_num_threads() for _ in Overlap(tiny_world.session(rewind_mb=0)).play(WALK[:2])]
-        assert shares == [1, 1] and torch.get_num_threads() == 2
-    finally:
-        torch.set_num_threads(before)
+def test_both_sides_compute_with_the_threads_of_the_process(tiny_world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.set_num_threads(2)
+    session, inside = tiny_world.session(rewind_mb=0), []
+    develop = session.develop
+    monkeypatch.setattr(session, "develop", lambda *inputs: inside.append(torch.get_num_threads()) or develop(*inputs))
+    outside = [torch.get_num_threads() for _ in Overlap(session).play(WALK[:2])]
+    assert inside == outside == [2, 2] and torch.get_num_threads() == 2
+
+
+def test_threads_are_shared_on_a_processor_and_left_alone_elsewhere(tiny_world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.set_num_threads(3)
+    share_threads(tiny_world)
+    assert torch.get_num_threads() == 1
+    torch.set_num_threads(2)
+    monkeypatch.setattr(tiny_world, "decode_device", torch.device("cuda"))
+    share_threads(tiny_world)
+    assert torch.get_num_threads() == 2

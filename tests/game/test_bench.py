@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from game.cli import main
 from tests.tiny_world import write_tiny_world
@@ -60,11 +61,14 @@ def test_side_by_side(world: Path, tmp_path: Path, capsys: pytest.CaptureFixture
     data = json.loads(capsys.readouterr().out)
     assert data["frames"] == 36 and data["engine"]["overlap"] and data["stages"]["decode"]["median"] > 0
     play = ["--world", str(world), "--headless", "--script", "w*2 a", "--blocks", "5"]
-    assert main([*play, "--session", str(tmp_path / "a.jsonl")]) == 0
+    torch.set_num_threads(2)
     assert main([*play, "--overlap", "--session", str(tmp_path / "b.jsonl")]) == 0
+    assert torch.get_num_threads() == 1  # half for each side, and so it is from here on
+    assert main([*play, "--session", str(tmp_path / "a.jsonl")]) == 0
     ours, theirs = ([json.loads(line) for line in (tmp_path / name).read_text().splitlines()] for name in ("a.jsonl", "b.jsonl"))
     assert [line.get("sha256") for line in ours] == [line.get("sha256") for line in theirs]
     assert sum("sha256" in line for line in ours) >= 5
+    assert theirs[0]["fingerprint"]["threads"] == 1
     assert main([*play[:2], "--overlap", "--blocks", "1"]) == 2
 
 

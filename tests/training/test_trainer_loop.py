@@ -70,6 +70,7 @@ def test_a_resumed_run_is_the_same_run(objective: str, tmp_path: Path) -> None:
 
 def test_a_killed_run_loses_at_most_one_interval(tmp_path: Path) -> None:
     """SIGKILL in the middle; what is left goes on to the very bits of a run that was never stopped."""
+    torch.set_num_threads(1)  # as the child does
     command = [sys.executable, "-m", "tests.training.child", str(tmp_path)]
     process = subprocess.Popen(command, cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.DEVNULL)
     folder, deadline = tmp_path / "forcing-1", time.monotonic() + 240
