@@ -66,7 +66,10 @@ def main() -> None:
     parser.add_argument("--guidance", type=float, default=0.5, help="weight of the pose's error beside the picture's")
     parser.add_argument("--guided-layer", type=int, default=4, help="whose tokens tell the pose")
     parser.add_argument("--first-clips", type=int, default=60, help="clips encoded before the first step")
-    parser.add_argument("--grow-every", type=int, default=4)
+    parser.add_argument("--grow-every", type=int, default=3, help="steps between two batches of four new clips")
+    parser.add_argument("--pool", type=int, default=480, help="only the newest so many clips are kept: each is seen equally often")
+    parser.add_argument("--idle", type=float, default=1 / 16, help="share of the new clips in which one stands still")
+    parser.add_argument("--seed", type=int, default=0, help="0 to 80: other walks, other noise")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args()
     device = torch.device(args.device)
@@ -75,9 +78,10 @@ def main() -> None:
     dit = garden_dit().to(device)
     guide = PoseGuide(dit, args.guided_layer).to(device)
     trainee = Trainee(dit, run, args.lr, args.lr / 2, 0.998, (*ADAMW, "read"), args.start_from, helper=guide)
-    torch.manual_seed(6000 + run.step)
-    generator = torch.Generator().manual_seed(7000 + run.step)
-    maker = ClipMaker(load_garden_vae(args.vae).to(device), 8000 + run.step, device)
+    seed = 10_000 * args.seed + run.step
+    torch.manual_seed(6000 + seed)
+    generator = torch.Generator().manual_seed(7000 + seed)
+    maker = ClipMaker(load_garden_vae(args.vae).to(device), 8000 + seed, device, idle=args.idle)
     stored = (args.out if not trainee.fresh else args.start_from) / "clips.safetensors"
     clips = Clips.load(stored) if stored.is_file() else maker.make(2)
     while len(clips) < args.first_clips:
@@ -92,7 +96,7 @@ def main() -> None:
     reports = 0
     while run.progress < 1:
         if run.step % args.grow_every == 0:
-            clips = clips.append(maker.make(2))
+            clips = clips.append(maker.make(2)).newest(args.pool)
         blocks = args.first_horizon + round(min(1.0, 1.6 * run.progress) * (args.last_horizon - args.first_horizon))
         pick = torch.randint(len(clips), (args.batch,), generator=generator)
         from_start = bool(torch.rand((), generator=generator) < 0.5)

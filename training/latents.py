@@ -58,10 +58,10 @@ class Clips:
 
 
 class ClipMaker:
-    """Draws walks and encodes them with a frozen VAE (bfloat16 autocast, compiled)."""
+    """Draws walks, ``idle`` of them standing still, and encodes them with a frozen VAE (bfloat16 autocast, compiled)."""
 
-    def __init__(self, vae: VAE, seed: int, device: torch.device, compile_encoder: bool = True) -> None:
-        self.vae, self.device = vae.eval().requires_grad_(False), device
+    def __init__(self, vae: VAE, seed: int, device: torch.device, compile_encoder: bool = True, idle: float = 1 / 16) -> None:
+        self.vae, self.device, self.idle = vae.eval().requires_grad_(False), device, idle
         self.generator = torch.Generator().manual_seed(seed)
         self._mean = torch.compile(vae.mean) if compile_encoder else vae.mean
         grey = torch.zeros(1, 3, 1 + 4 * 29, HEIGHT, WIDTH, device=device)
@@ -85,7 +85,7 @@ class ClipMaker:
         count = starts * WALKS_PER_START
         pose = random_poses(starts, self.generator)
         pose = type(pose)(*(v.repeat_interleave(WALKS_PER_START) for v in (pose.x, pose.y, pose.yaw, pose.pitch)))
-        keyboard, mouse = random_actions(count, CLIP_FRAMES - 1, self.generator)
+        keyboard, mouse = random_actions(count, CLIP_FRAMES - 1, self.generator, self.idle)
         if self.device.type != "cpu":
             pose = type(pose)(*(v.to(self.device) for v in (pose.x, pose.y, pose.yaw, pose.pitch)))
         frames, poses = rollout(pose, keyboard.to(self.device), mouse.to(self.device))

@@ -78,11 +78,11 @@ _KEYS = (
 )  # fmt: skip
 
 
-def random_actions(batch: int, frames: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+def random_actions(batch: int, frames: int, generator: torch.Generator, idle: float = 1 / 16) -> tuple[Tensor, Tensor]:
     """(keyboard [B,F,4], mouse [B,F,2]): keys, yaw and pitch held independently, for a moment or for seconds.
 
     Half of the clips change only where a block begins (rows 0..8, then 12 each), half at any frame; one in six
-    moments and one clip in sixteen is pure idling.
+    moments and ``idle`` of the clips is pure idling.
     """
     device = generator.device
 
@@ -115,6 +115,6 @@ def random_actions(batch: int, frames: int, generator: torch.Generator) -> tuple
 
     yaw = look(0.55).gather(1, held(4, 60))
     pitch = look(0.33).gather(1, held(4, 36))
-    moving = (rand(batch, frames).gather(1, held(8, 96)) > 1 / 6) & (rand(batch, 1) > 1 / 16)
+    moving = (rand(batch, frames).gather(1, held(8, 96)) > 1 / 6) & (rand(batch, 1) > idle)
     mouse = torch.stack([pitch, yaw], dim=-1)
     return keyboard * moving[..., None], mouse * moving[..., None]
