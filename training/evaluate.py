@@ -30,6 +30,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=10, help="length of the stability walk")
     parser.add_argument("--quiet-minutes", type=float, default=2, help="how long to stand still")
     parser.add_argument("--only", choices=("fast", "faithful", "obedient", "turning", "quiet", "stable", "none"), action="append")
+    parser.add_argument("--missing", action="store_true", help="with --json: only what is not in it yet")
     parser.add_argument("--sheet", type=Path, help="contact sheet of the stability walk")
     parser.add_argument("--compare-sheet", type=Path, help="contact sheet of walks, simulator above world")
     parser.add_argument("--film", type=Path, help="animated GIF of a walk")
@@ -56,7 +57,7 @@ def main() -> None:
         before = json.loads(args.json.read_text())
         result |= before if before.get("weights") == world.weight_hashes() else {}
     for name, measure in parts.items():
-        if args.only and name not in args.only:
+        if (args.only and name not in args.only) or (args.missing and name in result):
             continue
         begun = time.monotonic()
         table = result[name] = measure()

@@ -17,6 +17,8 @@ from torch import Tensor
 from models.vae import VAE
 from training.train_vae import garden_vae, sample_clips
 
+SHARD_BYTES = 16 << 20
+
 
 @torch.no_grad()
 def latents_scale(vae: VAE, clips: int = 12, frames: int = 33) -> tuple[list[float], list[float]]:
@@ -26,10 +28,25 @@ def latents_scale(vae: VAE, clips: int = 12, frames: int = 33) -> tuple[list[flo
     return [round(v, 4) for v in z.mean(0).tolist()], [round(v, 4) for v in z.std(0).tolist()]
 
 
-def write(weights: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
+def write(weights: dict[str, Tensor], path: Path, metadata: dict[str, str], limit: int = SHARD_BYTES) -> list[Path]:
+    """``weights`` in half precision at ``path``, or in shards beside it (``dit-00001-of-00002.safetensors``) if they are more than
+    ``limit`` bytes. Each has all the metadata. A world's yaml lists them. Returns what was written; other files of that name go."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    save_file({k: v.detach().to(torch.float16).contiguous() for k, v in weights.items()}, path, metadata)
-    print(f"{path}: {len(weights)} tensors, {path.stat().st_size / 1e6:.2f} MB")
+    half = {name: tensor.detach().to(torch.float16).contiguous() for name, tensor in weights.items()}
+    shards: list[dict[str, Tensor]] = [{}]
+    room = limit - (1 << 14) - 200 * len(half)  # of the header
+    for name, tensor in half.items():
+        if shards[-1] and sum(t.nbytes for t in shards[-1].values()) + tensor.nbytes > room:
+            shards.append({})
+        shards[-1][name] = tensor
+    one = len(shards) == 1
+    paths = [path if one else path.with_stem(f"{path.stem}-{i:05}-of-{len(shards):05}") for i in range(1, len(shards) + 1)]
+    for old in (path, *path.parent.glob(f"{path.stem}-*-of-*{path.suffix}")):
+        old.unlink(missing_ok=True)
+    for shard, target in zip(shards, paths, strict=True):
+        save_file(shard, target, metadata)
+        print(f"{target}: {len(shard)} tensors, {target.stat().st_size / 1e6:.2f} MB")
+    return paths
 
 
 def main() -> None:

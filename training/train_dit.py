@@ -104,7 +104,8 @@ def main() -> None:
     parser.add_argument("--guidance", type=float, default=0.5, help="weight of the pose's error beside the picture's")
     parser.add_argument("--guided-layer", type=int, default=4, help="whose tokens tell the pose")
     parser.add_argument("--first-clips", type=int, default=160, help="clips encoded before the first step")
-    parser.add_argument("--grow-every", type=int, default=4, help="steps between two batches of four new clips")
+    parser.add_argument("--grow-every", type=int, default=4, help="steps between two batches of new clips")
+    parser.add_argument("--draw", type=int, default=2, help="start pictures of a batch of new clips, which has two clips of each")
     parser.add_argument("--pool", type=int, default=20000, help="only the newest so many clips are kept: each is seen equally often")
     parser.add_argument("--seed", type=int, default=0, help="0 to 80: other walks, other noise")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -139,7 +140,7 @@ def main() -> None:
     reports = 0
     while run.progress < 1:
         if run.step % args.grow_every == 0:
-            clips = clips.append(maker.make(2)).newest(args.pool)
+            clips = clips.append(maker.make(args.draw)).newest(args.pool)
         loss, report = forcing(sample_windows(clips, args.batch, args.blocks, generator), level_weights)
         loss.backward()
         trainee.step()

@@ -1,0 +1,195 @@
+"""Make the garden, or a better one, from nothing: every stage in turn, each within its own budget of minutes.
+
+    python -m training.make_garden --out runs/garden                        # 6 hours on a processor, 30 minutes on a large GPU
+    python -m training.make_garden --out runs/garden --from-shipped         # goes on from what is in the box: no VAE, shorter
+    python -m training.make_garden --out runs/garden --minutes forcing=90 rollout=0
+
+Stages: vae, streams (the VAE on long clips), forcing, rollout, decoder (on imagined latents), then the evaluation of what came of it
+beside what is shipped. 0 minutes leave a stage out. The same command again goes on where the last one stopped, in the middle of a
+stage if need be. What it makes is a world: `python play.py --world runs/garden/garden.yaml`. No file of it is larger than 16 MiB.
+
+The budgets for a GPU are a plan: no GPU has run them yet.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import yaml
+
+SHIPPED = Path("assets/garden")
+STAGES = ("vae", "streams", "forcing", "rollout", "decoder")
+MINUTES = {"cpu": (45, 10, 220, 60, 15), "cuda": (6, 1, 12, 4, 2)}
+SHORTER = {"cpu": (0, 0, 90, 45, 15), "cuda": (0, 0, 18, 5, 2)}  # on top of what is shipped
+OPTIONS = {
+    "cpu": {
+        "vae": "--batch 3 --frames 9",
+        "streams": "--batch 1 --frames 41 --lr 5e-4 --no-compile",
+        "forcing": "--pool 480 --grow-every 3",
+        "rollout": "--pool 480 --grow-every 3 --batch 8 --first-horizon 3 --idle 0.2",
+        "decoder": "",
+    },
+    "cuda": {
+        "vae": "--batch 16 --frames 13",
+        "streams": "--batch 4 --frames 41 --lr 5e-4 --no-compile",
+        "forcing": "--batch 64 --pool 4000 --grow-every 1 --draw 8",
+        "rollout": "--batch 48 --pool 4000 --grow-every 1 --draw 6 --first-horizon 3 --idle 0.2",
+        "decoder": "",
+    },
+}
+MODULES = {"vae": "train_vae", "streams": "train_vae", "forcing": "train_dit", "rollout": "finetune", "decoder": "train_decoder"}
+COMPARED = (  # table, number, whether more is better
+    ("faithful", "psnr_1s", True), ("faithful", "psnr_4s", True), ("faithful", "psnr_16s", True), ("faithful", "idle_16s", True),
+    ("obedient", "share", True), ("obedient", "share_at_once", True), ("turning", "psnr_to_start", True), ("quiet", "mean_drift", False),
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Job:
+    """A command of this repository, and what of it the reader is told."""
+
+    name: str
+    arguments: tuple[str, ...]
+
+    def run(self) -> None:
+        print(f"\n== {self.name}: python -m {' '.join(self.arguments)}", flush=True)
+        status = subprocess.run([sys.executable, "-m", *self.arguments]).returncode
+        if status:
+            raise SystemExit(f"make_garden: {self.name} ended with status {status}; the same command goes on from there")
+
+
+def plan(out: Path, device: str, minutes: dict[str, float], from_shipped: bool, seed: int = 0) -> list[Job]:
+    """What is to be run, in order. ``minutes`` by stage; a stage without any is left out. Raises ValueError if nothing would be left."""
+    jobs: list[Job] = []
+    left = [stage for stage in STAGES if minutes[stage] > 0]
+    if from_shipped:
+        left = [stage for stage in left if stage not in ("vae", "streams")]
+    if not left:
+        raise ValueError("every stage has 0 minutes: nothing to do")
+    if not from_shipped and not {"vae", "forcing"} <= set(left):
+        raise ValueError("a garden from nothing needs minutes for vae and forcing; --from-shipped goes on from what is in the box")
+
+    def train(stage: str, *given: str) -> None:
+        common = ("--out", str(out / stage), "--minutes", f"{minutes[stage]:g}", "--device", device)
+        jobs.append(Job(stage, (f"training.{MODULES[stage]}", *given, *common, *OPTIONS[device][stage].split())))
+
+    vae, dit = SHIPPED / "vae.safetensors", SHIPPED / "dit.safetensors"
+    ours, scale = out / "vae.safetensors", ("--keep-scale", str(vae))
+    if "vae" in left:
+        train("vae")
+        last = out / "vae"
+        if "streams" in left:
+            train("streams", "--start-from", str(out / "vae"))
+            last = out / "streams"
+        vae = out / "first-vae.safetensors"
+        jobs.append(Job("export", ("training.export", "vae", str(last / "last.pt"), str(vae))))
+        scale = ("--keep-scale", str(vae))
+    for stage in ("forcing", "rollout"):
+        if stage in left:
+            begin = ("--start-from", str(dit)) if dit != SHIPPED / "dit.safetensors" or from_shipped else ()
+            train(stage, "--vae", str(vae), *begin, "--seed", str(seed + (stage == "rollout")))
+            dit = out / stage
+    if "decoder" in left:
+        train("decoder", "--vae", str(vae), "--dit", str(dit))
+        jobs.append(Job("export", ("training.export", "vae", str(out / "decoder" / "last.pt"), str(ours), *scale)))
+    if dit.suffix != ".safetensors":
+        jobs.append(Job("export", ("training.export", "dit", str(dit / "last.pt"), str(out / "dit.safetensors"))))
+    return jobs
+
+
+def write_world(out: Path) -> Path:
+    """The yaml of what was made: the garden with these weights and this scale of its latents. Returns its path."""
+    from training.train_vae import read_scale
+
+    own: dict[str, list[str]] = {}
+    settings: dict[str, object] = {"extends": "garden", "title": f"The garden, as made in {out.name}", "weights": own}
+    for part in ("dit", "vae"):
+        shards = sorted(out.glob(f"{part}-*-of-*.safetensors")) or [out / f"{part}.safetensors"]
+        if part == "vae" and not shards[0].exists():
+            shards = [out / "first-vae.safetensors"]
+        if shards[0].exists():
+            own[part] = [file.name for file in shards]
+    if "vae" in own:
+        mean, std = read_scale(out / own["vae"][0])
+        settings["vae"] = {"latents_mean": mean, "latents_std": std}
+    path = out / "garden.yaml"
+    path.write_text("# Written by training.make_garden.\n" + yaml.safe_dump(settings, sort_keys=False))
+    return path
+
+
+def old_against_new(old: dict, new: dict) -> str:
+    """A line for each number that both evaluations have, with the better one marked."""
+    lines = [f"{'':28}{'shipped':>10}{'made':>10}"]
+    for table, number, more in COMPARED:
+        before, after = (report.get(table, {}).get(number) for report in (old, new))
+        if before is None or after is None:
+            continue
+        better = after > before if more else after < before
+        mark = "" if after == before else "better" if better else "worse"
+        lines.append(f"{table + ' ' + number:28}{before:10.3f}{after:10.3f}  {mark}")
+    for look in ("sharpness", "contrast", "saturation"):
+        before, after = (report.get("stable", {}).get(look, {}).get("ratio") for report in (old, new))
+        if before is not None and after is not None:
+            mark = "" if after == before else "better" if abs(after - 1) < abs(before - 1) else "worse"
+            lines.append(f"{'stable ' + look:28}{before:10.3f}{after:10.3f}  {mark}")
+    return "\n".join(lines)
+
+
+def budgets(words: Sequence[str], device: str, from_shipped: bool) -> dict[str, float]:
+    """Minutes of each stage: the device's, with what ``words`` such as ``forcing=90`` say instead. Raises ValueError."""
+    found = dict(zip(STAGES, map(float, (SHORTER if from_shipped else MINUTES)[device]), strict=True))
+    for word in words:
+        stage, _, value = word.partition("=")
+        if stage not in found:
+            raise ValueError(f"--minutes {word}: the stages are {', '.join(STAGES)}, as in forcing=90")
+        try:
+            minutes = float(value)
+        except ValueError:
+            minutes = -1.0
+        if not 0 <= minutes < 1e5:
+            raise ValueError(f"--minutes {word}: {value!r} is no number of minutes")
+        found[stage] = minutes
+    return found
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("runs/garden"))
+    parser.add_argument("--minutes", nargs="+", default=[], metavar="STAGE=N", help="other budgets than the device's own")
+    parser.add_argument("--from-shipped", action="store_true", help="go on from the weights in assets/garden")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--seed", type=int, default=0, help="0 to 79: other walks")
+    parser.add_argument("--starts", type=int, default=32, help="of the evaluation; 0 leaves it out")
+    parser.add_argument("--dry-run", action="store_true", help="print the commands and run none")
+    args = parser.parse_args(argv)
+    try:
+        jobs = plan(args.out, args.device, budgets(args.minutes, args.device, args.from_shipped), args.from_shipped, args.seed)
+    except ValueError as error:
+        parser.error(str(error))
+    if args.dry_run:
+        for job in jobs:
+            print(f"python -m {' '.join(job.arguments)}")
+        return 0
+    for job in jobs:
+        job.run()
+    world = write_world(args.out)
+    if args.starts:
+        reports = [args.out / "shipped.json", args.out / "report.json"]
+        common = ("--starts", str(args.starts), "--device", args.device)
+        Job("evaluation of what is shipped", ("training.evaluate", "--json", str(reports[0]), "--missing", *common)).run()
+        made = ("training.evaluate", "--world", str(world), "--json", str(reports[1]), "--sheet", str(args.out / "sheet.png"))
+        Job("evaluation of what was made", (*made, *common)).run()
+        print(old_against_new(*(json.loads(path.read_text()) for path in reports)))
+    print(f"python play.py --world {world}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
