@@ -83,9 +83,9 @@ class World:
         if config.decoder == "taehv":
             check_weights(_build(TAEHV, config.taehv).decoder, files["taehv"], "decoder.", only=True)
         load_into(vae, files["vae"], torch.float32, decoding, progress=lambda part: report("vae", part))
-        load_into(dit, files["dit"], kind, place, progress=lambda part: report("dit", part))
         vae.decoder.to(kind)  # decoding may run in half precision, encoding must not (SPEC §5)
         vae.conv2.to(kind)
+        load_into(dit, files["dit"], kind, place, progress=lambda part: report("dit", part))
         taehv = None
         if config.decoder == "taehv":
             taehv = _build(TAEHV, config.taehv).eval()

@@ -122,13 +122,19 @@ Place = tuple[WeightFile, str]  # the file a tensor lies in, and its name there
 
 
 def _read(place: Place, dtype: torch.dtype, device: torch.device | str) -> Tensor:
+    """A tensor, piece by piece, and looked through without anything beside it: the heap shall hold weights and no holes."""
     file, stored = place
-    tensor = file.read(stored).to(device).to(dtype)
-    if not torch.isfinite(tensor).all():
-        copy = f" (or delete it: it was made from {file.metadata['made_from']})" if "made_from" in file.metadata else ""
-        raise WeightError(
-            f"{file.path}: {one_line(stored, 80)} holds NaN or infinite numbers as {_word(dtype)}; get a sound copy of the file{copy}"
-        )
+    tensor = torch.empty(file.shapes[stored], dtype=dtype, device=device)
+    flat, at = tensor.view(-1), 0
+    for piece in file.pieces(stored):
+        part = flat[at : at + len(piece)]
+        part.copy_(piece)
+        at += len(piece)
+        if len(part) and not torch.isfinite(torch.stack(torch.aminmax(part))).all():  # NaN is both least and greatest
+            copy = f" (or delete it: it was made from {file.metadata['made_from']})" if "made_from" in file.metadata else ""
+            raise WeightError(
+                f"{file.path}: {one_line(stored, 80)} holds NaN or infinite numbers as {_word(dtype)}; get a sound copy of the file{copy}"
+            )
     return tensor
 
 

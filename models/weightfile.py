@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import mmap
 import os
 import struct
 from collections.abc import Iterator, Mapping, Sequence
@@ -44,12 +45,11 @@ class WeightFile(Protocol):
     dtypes: dict[str, str]  # the same, in the words of safetensors: F32, BF16, …
     metadata: dict[str, str]
 
-    def read(self, name: str) -> Tensor:
-        """The tensor, in memory that belongs to the caller alone. Raises WeightError when the file cannot be read (any more)."""
-        ...
-
     def pieces(self, name: str, count: int = PIECE) -> Iterator[Tensor]:
-        """Its numbers in order, flat, at most ``count`` at a time."""
+        """A tensor's numbers in order, flat, at most ``count`` at a time, in memory that belongs to the caller alone.
+
+        Raises WeightError when the file cannot be read (any more).
+        """
         ...
 
 
@@ -87,10 +87,6 @@ class SafetensorsFile:
         self.shapes = {name: entry.shape for name, entry in self._entries.items()}
         self.dtypes = {name: entry.dtype for name, entry in self._entries.items()}
 
-    def read(self, name: str) -> Tensor:
-        entry = self._entries[name]
-        return next(self._runs(entry, max(1, math.prod(entry.shape)))).view(entry.shape)
-
     def pieces(self, name: str, count: int = PIECE) -> Iterator[Tensor]:
         return self._runs(self._entries[name], count)
 
@@ -102,7 +98,7 @@ class SafetensorsFile:
                     raise WeightError(f"{self.path} was changed while it was being read; start again")
                 file.seek(at)
                 while at < entry.end or entry.begin == entry.end:
-                    data = torch.empty(min(entry.end - at, count * dtype.itemsize), dtype=torch.uint8)
+                    data = _pages(min(entry.end - at, count * dtype.itemsize))
                     _fill(self.path, file, memoryview(data.numpy()))
                     at += len(data)
                     yield data.view(dtype)
@@ -110,6 +106,15 @@ class SafetensorsFile:
                         return
         except OSError as error:
             raise WeightError(f"cannot read the weight file {self.path}: {error.strerror or error}") from None
+
+
+def _pages(size: int) -> Tensor:
+    """``size`` bytes straight from the kernel, which has them back with the tensor.
+
+    Taken from the C library's heap and freed between tensors that stay, they would leave holes no later one fits into: half as much
+    memory again as the weights.
+    """
+    return torch.frombuffer(mmap.mmap(-1, size), dtype=torch.uint8) if size else torch.empty(0, dtype=torch.uint8)
 
 
 class PickleFile:
@@ -124,12 +129,14 @@ class PickleFile:
         self.dtypes = {name: WORDS.get(tensor.dtype, str(tensor.dtype)) for name, tensor in self._tensors.items()}
 
     def read(self, name: str) -> Tensor:
+        """The whole tensor, in memory that belongs to the caller alone."""
         return self._tensor(name).clone(memory_format=torch.contiguous_format)  # a mapped file may change or vanish
 
     def pieces(self, name: str, count: int = PIECE) -> Iterator[Tensor]:
         for start in range(0, math.prod(self.shapes[name]), count):
             tensor = self._tensor(name, count)
-            yield tensor.contiguous().view(-1)[start : start + count].clone()
+            piece = tensor.contiguous().view(-1)[start : start + count]
+            yield _pages(piece.nbytes).view(piece.dtype).copy_(piece)  # a mapped file may change or vanish
 
     def _tensor(self, name: str, count: int | None = None) -> Tensor:
         tensor = self._tensors[name]

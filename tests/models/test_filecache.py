@@ -141,7 +141,7 @@ def test_a_mapped_pickle_gives_its_pages_back(pth: Path, monkeypatch: pytest.Mon
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="peak memory is read from /proc")
 def test_loading_never_holds_the_file_and_the_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """96 MB of float32 become 48 MB of bfloat16: the peak is those, and a few tensors of 8 MB. A `.pth` is mapped piece by piece."""
+    """96 MB of float32 become 48 MB of bfloat16: the peak is those, and two tensors of 8 MB. A `.pth` is mapped piece by piece."""
     monkeypatch.setattr("models.weightfile.PICKLE_PAGES", 16 << 20)
     table = {f"t{i:02}": ("F32", (1024, 2048)) for i in range(12)}
     shapes = {name: shape for name, (_, shape) in table.items()}
@@ -157,7 +157,7 @@ def test_loading_never_holds_the_file_and_the_model(tmp_path: Path, monkeypatch:
         tensors = read_weights(file, shapes, dtype=torch.bfloat16)
         peak = memory("VmHWM") - before
         assert sum(tensor.nbytes for tensor in tensors.values()) == 48 << 20
-        assert peak < (48 + 40) << 20, f"{file.name}: {peak >> 20} MB"
+        assert peak < (48 + 16 + (16 if file.suffix == ".pth" else 0) + 4) << 20, f"{file.name}: {peak >> 20} MB"
         del tensors
     assert find_rewritten(files[2]) is not None
 
