@@ -7,6 +7,7 @@ seeds that no training uses.
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -204,24 +205,39 @@ def look(frames: np.ndarray) -> dict[str, float]:
     }
 
 
-def stable(world: World, minutes: float) -> tuple[Table, np.ndarray]:
-    """The last minute of a long random walk against the simulator's own pictures on that walk; and 48 pictures on the way."""
-    blocks = round(minutes * MINUTE)
+def stable(world: World, minutes: Sequence[float]) -> tuple[list[Table], np.ndarray]:
+    """One long random walk: its last minute up to each of ``minutes``, against the simulator's own pictures on that walk.
+
+    And 48 pictures on the way: 8 of the first ten seconds, 8 of the first minute, 32 of the first of ``minutes``.
+    """
+    ends = [round(m * MINUTE) for m in minutes]
     pose, picture = starts(1, SEED + 2)[0]
-    actions = random_walk(blocks, np.random.default_rng(SEED + 2))
-    session, kept, last = world.session(seed=1, start=picture, rewind_mb=0), [], []
+    actions = random_walk(max(ends), np.random.default_rng(SEED + 2))
+    session = world.session(seed=1, start=picture, rewind_mb=0)
+    kept: list[list[np.ndarray]] = [[], [], []]
+    last: list[list[np.ndarray]] = [[] for _ in ends]
+    shown = 0
     for block, action in enumerate(actions):
         frames = session.step(action)
-        if block >= blocks - MINUTE:
-            last.append(frames)
-        if block % max(1, blocks // 48) == 0:
-            kept.append(frames[-1])
+        for end, its in zip(ends, last, strict=True):
+            if end - MINUTE <= block < end:
+                its.append(frames)
+        for row, seconds, count in zip(kept, (10, 60, 60 * minutes[0]), (8, 8, 32), strict=True):
+            moments = seconds * FPS * (np.arange(count) + 1) / count - 1  # frames; the last one ends the stretch
+            row += [frames[round(m) - shown] for m in moments if shown <= round(m) < shown + len(frames)]
+        shown += len(frames)
     poses = walk(world, pose, actions)
     every = 20 * NEXT  # four blocks of frames every fifteen seconds
     truth = [look(pictures(poses[i : i + 48])) for i in range(0, len(poses) - 48, every)]
-    ours, theirs = look(np.concatenate(last)), {k: float(np.mean([t[k] for t in truth])) for k in truth[0]}
-    table: Table = {k: {"world": round(ours[k], 2), "simulator": round(theirs[k], 2), "ratio": round(ours[k] / theirs[k], 3)} for k in ours}
-    return table, np.array(kept[:48])
+    theirs = {k: float(np.mean([t[k] for t in truth])) for k in truth[0]}
+    tables: list[Table] = []
+    for its in last:
+        ours = look(np.concatenate(its))
+        table: Table = {}
+        for name, value in ours.items():
+            table[name] = {"world": round(value, 2), "simulator": round(theirs[name], 2), "ratio": round(value / theirs[name], 3)}
+        tables.append(table)
+    return tables, np.array([picture for row in kept for picture in row])
 
 
 def fast(world: World, blocks: int = 40) -> Table:

@@ -55,3 +55,16 @@ def test_a_perfect_world_is_true_and_obeys_and_a_lazy_one_does_not() -> None:
 
 def test_holding_still_is_quiet() -> None:
     assert measures.quiet(Perfect(1, measures.SEED + 5), 1, 0.1) == {"mean_drift": 0.0, "worst_drift": 0.0, "brightness_drift": 0.0}
+
+
+def test_a_long_walk_of_the_simulator_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measures, "MINUTE", 2)  # blocks
+    monkeypatch.setattr(measures, "FPS", 1)
+    tables, kept = measures.stable(Perfect(1, measures.SEED + 2), (3, 6))
+    assert len(tables) == 2 and all(0.5 < table["contrast"]["ratio"] < 2 for table in tables)
+    pose, _ = measures.starts(1, measures.SEED + 2)[0]
+    walked = measures.simulate(Perfect(1, 0), pose, measures.random_walk(12, np.random.default_rng(measures.SEED + 2)))
+    assert len(kept) == 8 + 8 + 25 and len(walked) == 141  # at one frame a second the rest of three minutes is not reached
+    assert [same(kept[i], walked[at]) for i, at in ((7, 9), (15, 59), (16, 5), (27, 66))] == [True] * 4
+    rows = measures.stable(Perfect(1, measures.SEED + 2, lazy=True), (6,))[0][0]
+    assert rows["motion"]["ratio"] == 0 < rows["contrast"]["ratio"]
