@@ -1,10 +1,10 @@
 """Write a world's files at full size with random weights, load them in a process of its own, play, and say what it took.
 
-    python -m tests.full_size FOLDER [--world universal] [--dtype bfloat16] [--device cpu] [--blocks 1] [--starts 2] [--keep]
+    python -m tests.full_size FOLDER [--world universal] [--dtype bfloat16] [--device cpu] [--blocks 1] [--keep]
 
 Needs about 12 GB in FOLDER, which must be new or empty and is emptied again (unless --keep), and as much again of page cache
-to be quick. The first loading rewrites the `.pth` files (another 3 GB). Prints JSON: seconds and peak memory of each phase,
-the memory of a phase counted from its beginning. Linux, because peaks are read from /proc.
+to be quick. The first loading rewrites the `.pth` files (another 3 GB); a second process only loads. Prints JSON: seconds and peak
+memory of each phase, the memory of a phase counted from its beginning; and each phase as it ends on stderr. Linux, because peaks are read from /proc.
 """
 
 from __future__ import annotations
@@ -56,21 +56,25 @@ def write(folder: Path, config: WorldConfig, text_parameters: int = TEXT_PARAMET
 
 
 def measure(config: WorldConfig, folder: Path, device: str, dtype: str, blocks: int) -> dict[str, object]:
-    """Load, encode a start picture, play: seconds and peak memory (bytes) of each. Best in a process that has done nothing else."""
+    """Load, encode a start picture, play: seconds and peak memory (bytes) of each. Best in a process that has done nothing else.
+
+    Without ``blocks`` it only loads, and says what the weights' hashes take.
+    """
     found: dict[str, object] = {"world": config.name, "device": device, "dtype": dtype, "threads": torch.get_num_threads()}
     with _phase(found, "load", device):
         world = World.load(config, weights=folder, device=device, dtype=dtype)
     weights = [tensor for module in (world.dit, world.vae) for tensor in module.state_dict().values()]
     found["weights_bytes"] = sum(tensor.nbytes for tensor in weights)
-    picture = np.random.default_rng(0).integers(0, 256, (config.height, config.width, 3), dtype=np.uint8)
-    with _phase(found, "start", device):
-        session = world.session(start=picture)
-    frames = []
-    with _phase(found, "blocks", device):
-        for _ in range(blocks):
-            frames.append(session.step(Action(frozenset(config.actions.keys[:1]))).shape)
-    found["frames"] = [list(shape) for shape in frames[:2]]
-    found["block_count"] = len(frames)
+    if blocks:
+        picture = np.random.default_rng(0).integers(0, 256, (config.height, config.width, 3), dtype=np.uint8)
+        with _phase(found, "start", device):
+            session = world.session(start=picture)
+        frames = []
+        with _phase(found, "blocks", device):
+            for _ in range(blocks):
+                frames.append(session.step(Action(frozenset(config.actions.keys[:1]))).shape)
+        found["frames"] = [list(shape) for shape in frames[:2]]
+        found["block_count"] = len(frames)
     with _phase(found, "hashes", device):
         world.weight_hashes()
     return found
@@ -106,7 +110,6 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--blocks", type=int, default=1)
     parser.add_argument("--text", type=int, default=TEXT_PARAMETERS, help="parameters of the unused text half")
     parser.add_argument("--keep", action="store_true", help="leave the files")
-    parser.add_argument("--starts", type=int, choices=(1, 2), default=2, help="processes that load it, one after the other")
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     config = load_config(args.world)
@@ -123,13 +126,13 @@ def main(argv: list[str] | None = None) -> int:
         report["file_bytes"] = {str(file.relative_to(args.folder)): file.stat().st_size for file in sorted(args.folder.rglob("*.*"))}
         world = str(Path(args.world).absolute()) if args.world.endswith((".yaml", ".yml")) else args.world
         command = [sys.executable, "-m", "tests.full_size", str(args.folder.absolute()), "--world", world, "--child"]
-        command += ["--dtype", args.dtype, "--device", args.device, "--blocks", str(args.blocks)]
+        command += ["--dtype", args.dtype, "--device", args.device]
         environment = {**os.environ, "REVERIE_CACHE": str(args.folder.absolute() / "cache")}
-        for which in ("first", "second")[: args.starts]:  # the second finds the `.pth` files rewritten and the hashes kept
-            done = subprocess.run(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)
+        for which, blocks in (("first", args.blocks), ("second", 0)):  # the second finds the `.pth` files rewritten and the hashes kept
+            done = subprocess.run([*command, "--blocks", str(blocks)], cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)
             report[which] = json.loads(done.stdout) if done.returncode == 0 else f"failed with status {done.returncode}"
         print(json.dumps(report, indent=2))
-        return 0 if all(isinstance(report[which], dict) for which in ("first", "second")[: args.starts]) else 1
+        return 0 if all(isinstance(report[which], dict) for which in ("first", "second")) else 1
     finally:
         if not args.keep:
             shutil.rmtree(args.folder, ignore_errors=True)
