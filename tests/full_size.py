@@ -4,7 +4,8 @@
 
 Needs about 12 GB in FOLDER, which must be new or empty and is emptied again (unless --keep), and as much again of page cache
 to be quick. The first loading rewrites the `.pth` files (another 3 GB); a second process only loads. Prints JSON: seconds and peak
-memory of each phase, the memory of a phase counted from its beginning; and each phase as it ends on stderr. Linux, because peaks are read from /proc.
+memory of each phase, the memory of a phase counted from its beginning; and each phase as it ends on stderr. Linux, because
+peaks are read from /proc.
 """
 
 from __future__ import annotations
