@@ -5,6 +5,7 @@ from engine.baseline import Baseline
 from engine.bench import SETTLE, BenchReport, benchmark, ceiling_of, compare
 from engine.clip import check_clip, clip_limit
 from engine.clock import BlockClock
+from engine.compiler import Compiled, compile_world
 from engine.config import WorldConfig, load_config
 from engine.exact import NOISE, fingerprint, pin_threads, processor, settings
 from engine.history import REWIND_MB
@@ -29,6 +30,7 @@ __all__ = [
     "BenchReport",
     "BlockClock",
     "Comparison",
+    "Compiled",
     "FileReport",
     "Overlap",
     "Session",
@@ -42,6 +44,7 @@ __all__ = [
     "clip_limit",
     "compare",
     "compare_weights",
+    "compile_world",
     "fingerprint",
     "fit_frame",
     "fit_picture",

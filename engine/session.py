@@ -22,6 +22,7 @@ from engine.snapshot import Identity, Snapshot
 from models.errors import WorldError
 
 if TYPE_CHECKING:
+    from engine.compiler import Compiled
     from engine.picture import Picture
     from engine.world import World
 
@@ -275,6 +276,14 @@ class Session:
         self.restored_from = snapshot.sha256
         self._history.clear()
         self.timings = {}
+
+    def adopt(self, compiled: Compiled) -> None:
+        """From the next block on the world's layers are the compiled ones (`compile_world`).
+
+        They give other last bits. So what `rewind` could take back is forgotten: after it the same actions would not give the same bits.
+        """
+        self.world.adopt(compiled)
+        self._history.clear()
 
     @property
     def start(self) -> StartCondition:

@@ -14,19 +14,19 @@ from torch import Tensor
 
 from engine.actions import IDLE, Action
 from engine.clip import check_clip
-from engine.conditioning import START_LATENTS, ConditionRing, Rows, StartCondition, encode_start
+from engine.compiler import Compiled, compile_world
+from engine.conditioning import START_LATENTS, StartCondition, encode_start
 from engine.config import WorldConfig, load_config
 from engine.exact import attention_kernels, make_exact
 from engine.history import REWIND_MB
 from engine.picture import Picture, fit_picture, load_picture
-from engine.sampler import BlockSampler, SeededNoise
 from engine.session import Session
 from engine.snapshot import Snapshot
 from engine.worldfile import list_worlds
 from models.checkpoint import Module, build_empty, check_weights, load_in_turn, load_into, randomise
 from models.dit import DiT
 from models.errors import WeightError, WorldError, one_line
-from models.filecache import cache_folder, file_hash
+from models.filecache import file_hash
 from models.kv_cache import DiTCache
 from models.taehv import TAEHV
 from models.telltale import unfinished
@@ -165,36 +165,18 @@ class World:
         Session(self, 0, StartCondition(latents, self.config.vae.temporal_ratio, tokens), rewind_mb=0).step(IDLE)
         self._warm = True
 
-    @torch.inference_mode()
-    def compile(self, progress: Progress | None = None) -> None:
+    def compile(self, progress: Progress | None = None, decoder: bool | None = None, **options: Any) -> None:
         """Have the transformer's layers compiled (`torch.compile`), now; what comes of it is kept on disk for the next time.
 
-        It is used from the block on with which the window is full. Raises WorldError where torch cannot compile.
+        It is used from the block on with which the window is full. ``decoder``: whether the decoder is compiled too, from its second
+        block on; None: on a GPU. Raises WorldError where torch cannot compile.
         """
-        self.warm_up()
-        report = progress or (lambda what, part: None)
-        report("compiling", 0.0)
-        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder() / "compiled"))
-        self.dit.compile()
-        clock = self.config.clock
-        while clock.start < self.config.model.local_attn_size:
-            clock = clock.next()
-        start = self.random_start()
-        cache, rows = self.new_cache(start), Rows(torch.zeros(len(clock.frames), self.config.model.action.keyboard_dim), None)
-        ring = ConditionRing(self.config.model.action)
-        ring.count = clock.frames.start
-        if ring.mouse is not None:
-            rows = Rows(rows.keyboard, torch.zeros(len(clock.frames), 2))
-        windows = ring.windows(clock, rows).to(self.device)
-        cache.first, cache.written = clock.start - self.config.model.local_attn_size, clock.start
-        sampler = BlockSampler(self.dit, self.config.sampler.steps, self.config.sampler.shift)
-        try:
-            for x0 in sampler.denoise(clock, cache, start.block(clock), windows, SeededNoise(0)):
-                sampler.commit(clock, cache, start.block(clock), windows, x0)
-        except Exception as error:  # of many kinds: no compiler, a wrong one, a full disk
-            raise WorldError(f"the layers cannot be compiled here: {one_line(str(error), 200)}; play without --compile") from None
+        self.adopt(compile_world(self, progress, decoder, **options))
+
+    def adopt(self, compiled: Compiled) -> None:
+        """Play with what `compile_world` made from now on: between two blocks. A session that is being played: `Session.adopt`."""
+        self.dit.body, self.decoder.compiled = compiled.layers, compiled.pixels
         self.compiled = True
-        report("compiling", 1.0)
 
     def random_start(self, seed: int = 0) -> StartCondition:
         """A start that no picture was encoded for, to measure with."""

@@ -91,12 +91,10 @@ def test_a_read_breaks_the_graph(image_yaml: Path, fresh_compiler: None, monkeyp
             session.step(action)
 
 
-def test_the_world_compiles_and_says_so(tiny_yaml: Path, fresh_compiler: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_world_compiles_and_says_so(tiny_yaml: Path, fresh_compiler: None) -> None:
     """Compiling happens in `World.compile`, not in the game; the fingerprint of a session tells of it."""
     world, told = World.load(tiny_yaml), []
-    compile_with = world.dit.compile
-    monkeypatch.setattr(world.dit, "compile", lambda: compile_with(backend="eager"))
-    world.compile(lambda what, part: told.append((what, part)))
+    world.compile(lambda what, part: told.append((what, part)), backend="eager")
     assert told == [("compiling", 0.0), ("compiling", 1.0)] and world.describe()["compiled"]
     graphs = counters["stats"]["unique_graphs"]
     assert graphs == 1
@@ -106,12 +104,11 @@ def test_the_world_compiles_and_says_so(tiny_yaml: Path, fresh_compiler: None, m
     assert counters["stats"]["unique_graphs"] == graphs
 
 
-def test_where_torch_cannot_compile(tiny_yaml: Path, fresh_compiler: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_torch_cannot_compile(tiny_yaml: Path, fresh_compiler: None) -> None:
     def no_compiler(*_: object) -> None:
         raise RuntimeError("no C++ compiler\nfound")
 
     world = World.load(tiny_yaml)
-    compile_with = world.dit.compile
-    monkeypatch.setattr(world.dit, "compile", lambda: compile_with(backend=no_compiler))
     with pytest.raises(WorldError, match="cannot be compiled here"):
-        world.compile()
+        world.compile(backend=no_compiler)
+    assert not world.compiled and world.dit.body is None
