@@ -13,11 +13,12 @@ import torch
 from torch import Tensor
 
 from engine.actions import IDLE, Action
+from engine.attention import AUTO, attentions_of, choose_attention
 from engine.clip import check_clip
 from engine.compiler import Compiled, compile_world
 from engine.conditioning import START_LATENTS, StartCondition, encode_start
 from engine.config import WorldConfig, load_config
-from engine.exact import attention_kernels, make_exact
+from engine.exact import make_exact
 from engine.history import REWIND_MB
 from engine.picture import Picture, fit_picture, load_picture
 from engine.session import Session
@@ -42,9 +43,10 @@ class World:
 
     def __init__(
         self, config: WorldConfig, dit: DiT, vae: VAE, files: Files, device: torch.device, dtype: torch.dtype,
-        decode_device: torch.device | None = None, taehv: TAEHV | None = None,
+        decode_device: torch.device | None = None, taehv: TAEHV | None = None, attention: str = AUTO,
     ) -> None:  # fmt: skip
         self.config = config
+        self.attention = choose_attention(attention, device, dtype, config.model.head_dim)  # for the whole process
         self.dit, self.vae = dit, vae
         dit.fuse()
         vae.lay_out()
@@ -61,18 +63,20 @@ class World:
     @classmethod
     def load(
         cls, world: str | Path | WorldConfig, weights: str | Path | None = None, device: str = "cpu", dtype: str | None = None,
-        progress: Progress | None = None, decode_device: str | None = None,
+        progress: Progress | None = None, decode_device: str | None = None, attention: str = AUTO,
     ) -> World:  # fmt: skip
         """A world by name, by the path of its yaml, or by a config read (and perhaps changed) before.
 
         ``weights`` is the folder of files that do not come with the world; ``dtype`` overrides the config's "auto",
-        "float32", "bfloat16" or "float16"; ``decode_device`` is where pictures are coded and decoded, if not on ``device``.
+        "float32", "bfloat16" or "float16"; ``decode_device`` is where pictures are coded and decoded, if not on ``device``; ``attention``
+        is the kernel to prefer (`engine.attention.choose_attention`).
         Cheap checks come first: name, config, device, files, and only then weights.
         Raises WorldError (WeightError for files) with one line that says what is wrong.
         """
         config = world if isinstance(world, WorldConfig) else load_config(world)
         place, decoding = _device(device), _device(decode_device or device)
         kind = choose_dtype(dtype or config.dtype, place)
+        choose_attention(attention, place, kind, config.model.head_dim)
         files = _files(config, None if weights is None else Path(weights))
         report = progress or (lambda what, part: None)
         dit, vae = _build(DiT, config.model), _build(VAE, config.vae)
@@ -90,12 +94,13 @@ class World:
         if config.decoder == "taehv":
             taehv = _build(TAEHV, config.taehv).eval()
             load_into(taehv.decoder, files["taehv"], kind, decoding, "decoder.", only=True, progress=lambda part: report("taehv", part))
-        return cls(config, dit.eval(), vae.eval(), files, place, kind, decoding, taehv)
+        return cls(config, dit.eval(), vae.eval(), files, place, kind, decoding, taehv, attention)
 
     @classmethod
     def untrained(
-        cls, world: str | Path | WorldConfig, device: str = "cpu", dtype: str | None = None, seed: int = 0, decode_device: str | None = None
-    ) -> World:
+        cls, world: str | Path | WorldConfig, device: str = "cpu", dtype: str | None = None, seed: int = 0,
+        decode_device: str | None = None, attention: str = AUTO,
+    ) -> World:  # fmt: skip
         """A world of the same shapes with random weights and no files: to measure with, not to look at. Raises WorldError as `load`."""
         config = world if isinstance(world, WorldConfig) else load_config(world)
         place, decoding = _device(device), _device(decode_device or device)
@@ -108,7 +113,7 @@ class World:
         taehv = _build(TAEHV, config.taehv).eval() if config.decoder == "taehv" else None
         if taehv is not None:
             randomise(taehv, decoding, kind, seed)
-        return cls(config, dit.eval(), vae.eval(), {}, place, kind, decoding, taehv)
+        return cls(config, dit.eval(), vae.eval(), {}, place, kind, decoding, taehv, attention)
 
     @staticmethod
     def list() -> tuple[str, ...]:
@@ -194,7 +199,8 @@ class World:
             "context": self.config.sampler.context,
             "compiled": self.compiled,
             "threads": torch.get_num_threads(),
-            "attention": attention_kernels(self.device),
+            "attention": f"{self.attention.name}, {self.attention}",
+            "attention of": attentions_of(self.config, self.device, self.dtype),
         }
         return found | ({} if self.decode_device == self.device else {"decode_device": str(self.decode_device)})
 

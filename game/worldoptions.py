@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from engine import Action, Session, WorldConfig
     from game.sessionheader import Header
 
+ATTENTION = ("auto", "cudnn", "flash", "efficient", "math")  # as in the engine, which takes seconds to import
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 PARTS = {"dit": "world model", "vae": "picture decoder", "vision": "image encoder", "taehv": "tiny decoder"}  # of the weights, in words
 
@@ -26,6 +27,7 @@ def add_world_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--device", default="cpu", metavar="NAME", help="cpu, cuda or mps (cpu)")
     group.add_argument("--decode-device", metavar="NAME", help="where pictures are decoded, such as cuda:1 (where the world is)")
     group.add_argument("--compile", action="store_true", help="compile the transformer first: for GPUs; takes a while the first time")
+    group.add_argument("--attention", choices=ATTENTION, default="auto", help="the attention kernel to prefer (auto: the device's best)")
     group.add_argument(
         "--dtype", choices=DTYPES, help="numbers of model and picture decoder (the world's, else auto: what the device is fast at)"
     )
@@ -104,7 +106,8 @@ def open_session(args: argparse.Namespace, config: WorldConfig, progress, header
     def named(part: str, done: float) -> None:
         progress(PARTS.get(part, part), done)
 
-    world = World.load(config, weights=args.weights, device=args.device, dtype=args.dtype, progress=named, decode_device=args.decode_device)
+    place = {"device": args.device, "dtype": args.dtype, "decode_device": args.decode_device, "attention": args.attention}
+    world = World.load(config, weights=args.weights, progress=named, **place)
     if getattr(args, "overlap", False):
         share_threads(world)
     if args.compile:

@@ -13,6 +13,7 @@ HALF = (torch.bfloat16, torch.float16)
 # Where plain products beat torch's fused CPU kernel in half precision (torch 2.13, one core; measured in docs/PERFORMANCE.md).
 MANY_KEYS = (128, 1024)
 FEW_QUERIES = 8
+_plain_products = True
 _FUSED_LINEAR = getattr(torch.ops.mkldnn, "_linear_pointwise", None) if torch.backends.mkldnn.is_available() else None
 
 
@@ -35,9 +36,21 @@ def rms_norm(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
     return normed if weight is None else normed * weight
 
 
+def use_plain_products(allowed: bool) -> None:
+    """Whether `attend` may do without torch's fused attention where that is slower. For the whole process, as torch's own switches."""
+    global _plain_products
+    _plain_products = allowed
+
+
+def by_hand(q: Tensor, k: Tensor) -> bool:
+    """Whether `attend` makes plain products of these [B, heads, tokens, head_dim]."""
+    many, few = MANY_KEYS[0] <= k.shape[2] <= MANY_KEYS[1], q.shape[2] <= FEW_QUERIES and k.shape[2] < MANY_KEYS[0]
+    return _plain_products and _plays_half(q, *HALF) and (many or few)
+
+
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """softmax(q k^T / sqrt(head_dim)) v; all [B, heads, tokens, head_dim]."""
-    if _plays_half(q, *HALF):
+    if _plain_products and _plays_half(q, *HALF):
         if MANY_KEYS[0] <= k.shape[2] <= MANY_KEYS[1]:
             return torch.bmm(_scores(q, k).softmax(-1), v.flatten(0, 1)).view(*q.shape[:3], v.shape[-1])
         if q.shape[2] <= FEW_QUERIES and k.shape[2] < MANY_KEYS[0]:  # over time at each place: thousands of tiny products

@@ -102,7 +102,7 @@ def _open(args: argparse.Namespace, config: WorldConfig, startup: dict[str, floa
         load_picture(args.start, config.height, config.width)
     elif config.start is None and not args.random:
         raise UsageError(config.start_missing())
-    place = {"device": args.device, "dtype": args.dtype, "decode_device": args.decode_device}
+    place = {"device": args.device, "dtype": args.dtype, "decode_device": args.decode_device, "attention": args.attention}
     begun = time.perf_counter()
     if args.random:
         world = World.untrained(config, **place)
