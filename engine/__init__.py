@@ -7,7 +7,7 @@ from engine.clip import check_clip, clip_limit
 from engine.clock import BlockClock
 from engine.compiler import Compiled, compile_world
 from engine.config import WorldConfig, load_config
-from engine.exact import NOISE, fingerprint, pin_threads, processor, settings
+from engine.exact import NOISE, fingerprint, pin_threads, processor, settings, threads_in_use
 from engine.history import REWIND_MB
 from engine.inspect import Comparison, FileReport, compare_weights, inspect_weights, weight_files
 from engine.memory import free_bytes, session_bytes
@@ -58,5 +58,6 @@ __all__ = [
     "session_bytes",
     "settings",
     "share_threads",
+    "threads_in_use",
     "weight_files",
 ]

@@ -92,6 +92,6 @@ def _pixels(world: World, latents: Tensor, options: dict[str, Any]) -> CompiledP
     world.decoder.decode_block(latents, cache)
     twin = copy.copy(world.decoder)
     shape = latents.shape if world.config.decoder == "taehv" else latents.permute(0, 2, 3, 4, 1).shape
-    twin.compiled = CompiledPixels(world.decoder, shape, cache.slots, **options)
+    twin.compiled = CompiledPixels(world.decoder, shape, cache, **options)
     twin.decode_block(latents, cache)
     return twin.compiled

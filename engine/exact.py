@@ -60,6 +60,11 @@ def pin_threads(count: int) -> None:
     torch.set_num_threads(count)
 
 
+def threads_in_use() -> int:
+    """How many threads the calling thread computes with."""
+    return torch.get_num_threads()
+
+
 def fingerprint(world: World) -> dict[str, Plain]:
     """What the same bits may depend on besides world, weights and actions: torch, device, processor, threads, kernels."""
     device = world.device

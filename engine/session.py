@@ -136,6 +136,13 @@ class Session:
         self.advance(rows)
         return latents
 
+    @torch.inference_mode()
+    def develop_only(self, latents: Tensor) -> np.ndarray:
+        """Pictures, uint8 `[F, H, W, 3]`, of the next latents `[1, z, n, h, w]` of the decoder's stream: to measure, as `imagine_only`."""
+        pictures = self.develop(latents, Stopwatch())
+        self._decoder.commit()
+        return pictures
+
     def advance(self, rows: Rows) -> None:
         """The transformer goes on to the next block."""
         self._ring.commit(self.clock, rows)

@@ -154,15 +154,19 @@ class World:
         return session
 
     @torch.inference_mode()
-    def warm_up(self) -> None:
+    def warm_up(self, play: bool = True) -> None:
         """Choose exact kernels, then encode a grey picture, play one block on it and throw both away; once in a world's life.
 
         What a library does on its first call (starting threads, choosing kernels) must not reach the first block's bits: MKL is
-        known to give other digits while several threads enter it for the first time. No session is touched by this.
+        known to give other digits while several threads enter it for the first time. No session is touched by this. Without ``play``
+        the kernels are all there is to it: for measurements that have blocks of their own to warm up with.
         """
         if self._warm:
             return
         make_exact()
+        if not play:
+            self._warm = True
+            return
         grey = torch.zeros(1, 3, 1, self.config.height, self.config.width, device=self.decode_device)
         vision = self.config.vision
         tokens = None if vision is None else torch.zeros(1, vision.num_tokens, vision.dim, device=self.device, dtype=self.dtype)

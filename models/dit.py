@@ -280,7 +280,7 @@ class DiT(nn.Module):
     def _timestep_key(self, timestep: Tensor, like: Tensor) -> object | None:
         """One timestep for all latents, known on the host, of weights that no longer change: then its modulation can be kept."""
         plain = self.fused and like.dtype == self.head.modulation.dtype and not _autocasts(like.device)
-        if torch.is_grad_enabled() or not plain or timestep.device.type != "cpu" or torch.compiler.is_compiling():
+        if torch.is_grad_enabled() or not plain or timestep.device.type != "cpu" or torch.compiler.is_dynamo_compiling():
             return None
         values = set(timestep.flatten().tolist())
         return (values.pop(), like.dtype, like.device) if len(values) == 1 else None

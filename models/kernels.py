@@ -1,6 +1,7 @@
 """Where a CPU is quicker with other calls than the obvious ones: the same formulas, chosen by device and dtype alone.
 
-Nothing here is chosen by trial: the same machine takes the same calls every time, and so gives the same bits.
+Nothing here is chosen by trial: the same machine takes the same calls every time, and so gives the same bits. Whether a compiler asks
+is `torch.compiler.is_dynamo_compiling`, true for the one that traces; `is_compiling` is true for every thread while any compiles.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ def rms_norm(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
 
     Away from a GPU torch makes this of many calls, of which the sum of squares is the slowest; its vector norm is not.
     """
-    if x.is_cpu and not torch.is_grad_enabled() and not torch.compiler.is_compiling():
+    if x.is_cpu and not torch.is_grad_enabled() and not torch.compiler.is_dynamo_compiling():
         scale = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_().div_(x.shape[-1]).add_(eps).rsqrt_()
         return x * scale if weight is None else (x * scale).mul_(weight)
     normed = F.rms_norm(x, (x.shape[-1],), None, eps)
@@ -69,4 +70,4 @@ def _scores(q: Tensor, k: Tensor) -> Tensor:
 
 def _plays_half(x: Tensor, *kinds: torch.dtype) -> bool:
     """Whether ``x`` is a half-precision tensor on a CPU, not to be differentiated, and in no compiler's hands."""
-    return x.is_cpu and x.dtype in kinds and not (torch.is_grad_enabled() and x.requires_grad) and not torch.compiler.is_compiling()
+    return x.is_cpu and x.dtype in kinds and not (torch.is_grad_enabled() and x.requires_grad) and not torch.compiler.is_dynamo_compiling()

@@ -96,12 +96,18 @@ class CausalCache:
         self._next = {}
         self.started = True
 
-    def buffers(self) -> tuple[dict[int, Tensor], dict[int, Tensor]]:
-        """What is remembered, and memory of the same shapes for what a call is to remember instead; `commit` exchanges them."""
-        for slot, frames in self._now.items():
-            if slot not in self._next:
-                self._next[slot] = self._spare.pop(slot) if slot in self._spare else torch.empty_like(frames)
-        return dict(self._now), {slot: self._next[slot] for slot in self._now}
+    def buffers(self, strides: dict[int, tuple[int, ...]]) -> tuple[dict[int, Tensor], dict[int, Tensor]]:
+        """What is remembered, and memory of the same shapes for what a call is to remember instead; `commit` exchanges them.
+
+        All in memory of these ``strides``, by slot: what was loaded, or written by an uncompiled call, may lie otherwise.
+        """
+        for slot, stride in strides.items():
+            now = self._now[slot]
+            if now.stride() != stride:
+                self._now[slot] = now.new_empty_strided(now.shape, stride).copy_(now)
+            coming = self._next.get(slot, self._spare.pop(slot, None))
+            self._next[slot] = coming if coming is not None and coming.stride() == stride else now.new_empty_strided(now.shape, stride)
+        return {slot: self._now[slot] for slot in strides}, {slot: self._next[slot] for slot in strides}
 
     def tensors(self) -> dict[str, Tensor]:
         """The remembered frames by name: with `started`, the whole state."""
@@ -147,19 +153,27 @@ def _pixels_body(model: Decoding, z: Tensor, past: dict[int, Tensor], coming: di
 class CompiledPixels:
     """``model.pixels`` compiled (`torch.compile`, without a graph break) for the blocks of a stream after its first.
 
-    All those have one shape: latents ``shape``, whose first call makes the compiler work, and a memory of every one of ``slots``.
+    All those have one shape: latents ``shape``, and the memory that ``cache`` has after a first block. The first call makes the compiler
+    work.
     """
 
-    def __init__(self, model: Decoding, shape: torch.Size, slots: frozenset[int], **options: Any) -> None:
-        self._model, self._shape, self._slots = model, shape, slots
+    def __init__(self, model: Decoding, shape: torch.Size, cache: CausalCache, **options: Any) -> None:
+        self._model, self._shape = model, shape
+        self._strides = {int(slot): _strides(frames) for slot, frames in cache.tensors().items()}
         self._body: Callable[..., Tensor] = torch.compile(_pixels_body, fullgraph=True, dynamic=False, **options)
 
     def fits(self, z: Tensor, cache: CausalCache | None) -> bool:
-        return cache is not None and cache.started and z.shape == self._shape and cache.slots == self._slots
+        return cache is not None and cache.started and z.shape == self._shape and cache.slots == self._strides.keys()
 
     def __call__(self, z: Tensor, cache: CausalCache) -> Tensor:
         """As ``model.pixels(z, cache)`` where it `fits`."""
-        return self._body(self._model, z.contiguous(), *cache.buffers())  # strides are part of the shape that is compiled for
+        return self._body(self._model, z.contiguous(), *cache.buffers(self._strides))  # what is compiled holds for its strides only
+
+
+def _strides(frames: Tensor) -> tuple[int, ...]:
+    """Channels last: of `[B, T, H, W, C]` as they come, of `[T, C, H, W]` as torch means it. Also where a side of 1 leaves a choice."""
+    layout = torch.channels_last if frames.dim() == 4 else torch.contiguous_format
+    return torch.empty(frames.shape, device="meta", memory_format=layout).stride()
 
 
 def _as_images(x: Tensor) -> Tensor:
@@ -360,7 +374,7 @@ class Upsample(nn.Module):
             for column in (0, 1):
                 quarter = quarters[:, row, column, :, row : row + height, column : column + width]
                 places = out[:, :, :, row, :, column]
-                if torch.compiler.is_compiling():  # it knows no `out` with gaps, and makes one call of these two itself
+                if torch.compiler.is_dynamo_compiling():  # it knows no `out` with gaps, and makes one call of these two itself
                     places.copy_(_as_video(quarter, x.shape[0]) + conv.bias)
                 else:
                     torch.add(_as_video(quarter, x.shape[0]), conv.bias, out=places)
