@@ -2,7 +2,7 @@
 
 from engine.actions import IDLE, Action, ActionSpace
 from engine.baseline import Baseline
-from engine.bench import SETTLE, BenchReport, benchmark, ceiling_of, compare
+from engine.bench import SETTLE, BenchReport, benchmark, ceiling_of, compare, stage_time
 from engine.clip import check_clip, clip_limit
 from engine.clock import BlockClock
 from engine.compiler import Compiled, compile_world
@@ -58,6 +58,7 @@ __all__ = [
     "session_bytes",
     "settings",
     "share_threads",
+    "stage_time",
     "threads_in_use",
     "weight_files",
 ]

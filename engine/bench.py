@@ -57,6 +57,8 @@ class BenchReport:
     speed: float
     stages: dict[str, StageTime]  # in the order of the block, "total" last
     first_frame: StageTime | None = None  # milliseconds from having an action to the first frame of its block, in host memory
+    present: StageTime | None = None  # to paint a block's pictures on a window: by the game's own thread, so it is in no total
+    presented: str = ""  # on what, or why it was not measured
     efficiency: Efficiency | None = None
     startup: dict[str, float] = field(default_factory=dict)  # seconds
     peak_bytes: dict[str, int] = field(default_factory=dict)
@@ -73,7 +75,8 @@ class BenchReport:
             f"{self.world} on {self.device}, {self.dtype}: {self.frames} frames in {self.seconds:.2f} s = {self.fps:.1f} fps "
             f"({self.speed:.2f} x the native {self.native_fps})"
         )
-        stages = {**self.stages, **({} if self.first_frame is None else {"action→frame": self.first_frame})}
+        others = {"present": self.present, "action→frame": self.first_frame}
+        stages = {**self.stages, **{name: stage for name, stage in others.items() if stage is not None}}
         lines = [f"{name:<14}{stage.median:10.2f}{stage.p90:10.2f}{stage.p99:10.2f}" for name, stage in stages.items()]
         return "\n".join([head, "", f"{'ms per block':<14}{'median':>10}{'p90':>10}{'p99':>10}", *lines, *self._remarks()])
 
@@ -85,6 +88,8 @@ class BenchReport:
                 f"decoder {e.decoder_tflops:.3g} TFLOP/s ({e.decoder_share:.0%}); "
                 f"weights and caches at {e.read_gb_s:.3g} GB/s (a copy: {e.copy_gb_s:.3g})"
             )
+        if self.presented:
+            found.append(f"present: {self.presented}")
         if self.startup:
             found.append("start-up: " + ", ".join(f"{name} {seconds:.2f} s" for name, seconds in self.startup.items()))
         if self.peak_bytes:

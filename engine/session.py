@@ -331,7 +331,22 @@ class Session:
 def to_uint8(frames: Tensor) -> np.ndarray:
     """Frames `[1, 3, F, H, W]` in [-1, 1] -> uint8 `[F, H, W, 3]` on the host: round((x + 1) 127.5)."""
     pictures = frames[0].permute(1, 2, 3, 0).float().add(1).mul(127.5).round_().clamp_(0, 255)
-    return pictures.to(torch.uint8).contiguous().cpu().numpy()
+    return to_host(pictures.to(torch.uint8).contiguous()).numpy()
+
+
+def to_host(pictures: Tensor) -> Tensor:
+    """``pictures`` on the host, when they are there. From a GPU into pinned memory: pageable memory is copied twice, in small pieces.
+
+    torch keeps freed pinned memory for the next block. Only the copy is waited for, not what other streams do.
+    """
+    if not pictures.is_cuda:
+        return pictures.cpu()
+    host = torch.empty(pictures.shape, dtype=pictures.dtype, pin_memory=True)
+    host.copy_(pictures, non_blocking=True)
+    arrived = torch.cuda.Event()
+    arrived.record(torch.cuda.current_stream(pictures.device))
+    arrived.synchronize()
+    return host
 
 
 def _only(buffer: Tensor, latents: range) -> Tensor:

@@ -6,6 +6,7 @@ import argparse
 import json
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -60,8 +61,21 @@ def run(args: argparse.Namespace) -> int:
     session.step()
     startup["first frame"] += time.perf_counter() - begun
     report = engine.benchmark(session, args.blocks, choose, warmup, startup, engine.ceiling_of(session), args.overlap)
+    report = replace(report, **_present(session))
     print(json.dumps(report.to_dict(), indent=2) if args.json else report.to_text())
     return 0
+
+
+def _present(session: Session) -> dict[str, object]:
+    """The stage that belongs to the window: its times, or why there are none. Machines without pygame measure all others."""
+    import engine
+    from game.presenting import NotPresented, present_seconds
+
+    try:
+        seconds, where = present_seconds(session.world.config, session.last_frame)
+    except NotPresented as problem:
+        return {"presented": f"not measured: {problem}"}
+    return {"present": engine.stage_time(seconds), "presented": where}
 
 
 def actions_of(path: Path, config: WorldConfig) -> Callable[[int], Action]:
