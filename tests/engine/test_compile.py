@@ -112,3 +112,34 @@ def test_where_torch_cannot_compile(tiny_yaml: Path, fresh_compiler: None) -> No
     with pytest.raises(WorldError, match="cannot be compiled here"):
         world.compile(backend=no_compiler)
     assert not world.compiled and world.dit.body is None
+
+
+def tiny_decoder(settings: dict[str, Any]) -> None:
+    settings["taehv"] = {"z_dim": 4, "widths": [8, 4, 4, 4]}
+    settings["weights"]["taehv"] = ["taehv.safetensors"]
+    settings["decoder"] = "taehv"
+
+
+@pytest.mark.parametrize("kind", ["vae", "taehv"])
+def test_the_decoder_is_one_graph_with_the_same_pictures(kind: str, tmp_path: Path, fresh_compiler: None) -> None:
+    """One shape for all blocks but the first, also after a rewind, a saved game or a restart: nothing is compiled twice."""
+    config = load_config(write_tiny_world(tmp_path, change=tiny_decoder if kind == "taehv" else None))
+    plain, compiled = (World.untrained(config, dtype="float32") for _ in range(2))
+    compiled.compile(decoder=True, backend="eager")
+    start = plain.random_start()
+    ours, theirs = compiled.session(2, start), plain.session(2, start)
+    for action in WALK[:6]:
+        assert np.abs(ours.step(action).astype(int) - theirs.step(action)).max() <= 1
+    first, second = ours.snapshot(), theirs.snapshot()
+    for name, tensor in second.tensors.items():
+        if name.startswith("decoder."):
+            torch.testing.assert_close(first.tensors[name], tensor, rtol=1e-4, atol=1e-4)
+    assert counters["stats"]["unique_graphs"] == 2 and not counters["graph_break"]
+    after = ours.step(WALK[6])
+    for go_back in (lambda: ours.rewind(), lambda: ours.restore(first)):
+        go_back()
+        assert (ours.step(WALK[6]) == after).all()
+    ours.reset()
+    for action in WALK[:2]:
+        ours.step(action)
+    assert counters["stats"]["unique_graphs"] == 2
