@@ -2,11 +2,12 @@
 
 from engine.actions import IDLE, Action, ActionSpace
 from engine.baseline import Baseline
-from engine.bench import SETTLE, BenchReport, benchmark, ceiling_of, compare
+from engine.bench import SETTLE, BenchReport, benchmark, ceiling_of, compare, stage_time
 from engine.clip import check_clip, clip_limit
 from engine.clock import BlockClock
+from engine.compiler import Compiled, compile_world
 from engine.config import WorldConfig, load_config
-from engine.exact import NOISE, fingerprint, pin_threads, processor, settings
+from engine.exact import NOISE, fingerprint, pin_threads, processor, settings, threads_in_use
 from engine.history import REWIND_MB
 from engine.inspect import Comparison, FileReport, compare_weights, inspect_weights, weight_files
 from engine.memory import free_bytes, session_bytes
@@ -29,6 +30,7 @@ __all__ = [
     "BenchReport",
     "BlockClock",
     "Comparison",
+    "Compiled",
     "FileReport",
     "Overlap",
     "Session",
@@ -42,6 +44,7 @@ __all__ = [
     "clip_limit",
     "compare",
     "compare_weights",
+    "compile_world",
     "fingerprint",
     "fit_frame",
     "fit_picture",
@@ -55,5 +58,7 @@ __all__ = [
     "session_bytes",
     "settings",
     "share_threads",
+    "stage_time",
+    "threads_in_use",
     "weight_files",
 ]

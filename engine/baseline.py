@@ -86,6 +86,16 @@ class Baseline:
     def step(self, action: Action = IDLE) -> np.ndarray:
         """The next block's frames, uint8 [F, H, W, 3]."""
         begun = time.perf_counter()
+        x0 = self.imagine_only(action)
+        denoised = time.perf_counter()
+        pictures = self.develop(x0)
+        now = time.perf_counter()
+        self.timings = {"transformer": denoised - begun, "decode": now - denoised, "total": now - begun}
+        return pictures
+
+    @torch.inference_mode()
+    def imagine_only(self, action: Action = IDLE) -> Tensor:
+        """The transformer's part of `step`: latents [1, z, n, h, w], finished."""
         world, clock = self.world, self.clock
         rows = self._ring.hold(clock, *world.config.actions.to_model(action))
         windows = self._ring.windows(clock, rows).to(world.device)
@@ -100,15 +110,16 @@ class Baseline:
         assert x0 is not None
         self._pass(torch.cat([x0, condition], 1), torch.zeros(()), windows.keyboard, windows.mouse)
         synchronize(world.device)
-        denoised = time.perf_counter()
-        frames = torch.cat([self._decode(x0[:, :, i : i + 1], clock.block == 0 and i == 0) for i in range(clock.n)], dim=2)
-        pictures = frames[0].permute(1, 2, 3, 0).float().cpu()  # [F, H, W, 3]
-        pictures = ((pictures + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).numpy()
         self._ring.commit(clock, rows)
         self.clock, self.latents = clock.next(), x0
-        now = time.perf_counter()
-        self.timings = {"transformer": denoised - begun, "decode": now - denoised, "total": now - begun}
-        return pictures
+        return x0
+
+    @torch.inference_mode()
+    def develop(self, latents: Tensor) -> np.ndarray:
+        """The decoder's part of `step`, over the next latents [1, z, n, h, w] of its stream."""
+        frames = torch.cat([self._decode(latents[:, :, i : i + 1], not self._decoder) for i in range(latents.shape[2])], dim=2)
+        pictures = frames[0].permute(1, 2, 3, 0).float().cpu()  # [F, H, W, 3]
+        return ((pictures + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).numpy()
 
     # ---- the transformer
 

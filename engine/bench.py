@@ -5,23 +5,18 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
-from typing import Protocol
 
 import numpy as np
 
 from engine.actions import Action
+from engine.baseline import Baseline
 from engine.bench_flops import block_work
 from engine.bench_machine import Ceiling, describe_machine, measure_ceiling, peak_memory
+from engine.device import synchronize
 from engine.overlap import Overlap
 from engine.session import Session
 
-
-class Player(Protocol):
-    """Whatever plays blocks."""
-
-    def step(self, action: Action) -> np.ndarray: ...
-
-
+PARTS = ("all", "transformer", "decoder")  # of a block, to compare
 SETTLE = 5  # blocks after which the window is full, for every window there is
 
 
@@ -62,6 +57,8 @@ class BenchReport:
     speed: float
     stages: dict[str, StageTime]  # in the order of the block, "total" last
     first_frame: StageTime | None = None  # milliseconds from having an action to the first frame of its block, in host memory
+    present: StageTime | None = None  # to paint a block's pictures on a window: by the game's own thread, so it is in no total
+    presented: str = ""  # on what, or why it was not measured
     efficiency: Efficiency | None = None
     startup: dict[str, float] = field(default_factory=dict)  # seconds
     peak_bytes: dict[str, int] = field(default_factory=dict)
@@ -78,7 +75,8 @@ class BenchReport:
             f"{self.world} on {self.device}, {self.dtype}: {self.frames} frames in {self.seconds:.2f} s = {self.fps:.1f} fps "
             f"({self.speed:.2f} x the native {self.native_fps})"
         )
-        stages = {**self.stages, **({} if self.first_frame is None else {"action→frame": self.first_frame})}
+        others = {"present": self.present, "action→frame": self.first_frame}
+        stages = {**self.stages, **{name: stage for name, stage in others.items() if stage is not None}}
         lines = [f"{name:<14}{stage.median:10.2f}{stage.p90:10.2f}{stage.p99:10.2f}" for name, stage in stages.items()]
         return "\n".join([head, "", f"{'ms per block':<14}{'median':>10}{'p90':>10}{'p99':>10}", *lines, *self._remarks()])
 
@@ -90,6 +88,8 @@ class BenchReport:
                 f"decoder {e.decoder_tflops:.3g} TFLOP/s ({e.decoder_share:.0%}); "
                 f"weights and caches at {e.read_gb_s:.3g} GB/s (a copy: {e.copy_gb_s:.3g})"
             )
+        if self.presented:
+            found.append(f"present: {self.presented}")
         if self.startup:
             found.append("start-up: " + ", ".join(f"{name} {seconds:.2f} s" for name, seconds in self.startup.items()))
         if self.peak_bytes:
@@ -160,6 +160,7 @@ def benchmark(
 class Comparison:
     """Blocks of a session and of the plain variant in turn, in one process. ``ratio`` is the median of the block by block ratios."""
 
+    part: str  # what of a block was measured, of `PARTS`
     blocks: int
     ours: StageTime
     baseline: StageTime
@@ -171,29 +172,57 @@ class Comparison:
 
     def to_text(self) -> str:
         low, high = min(self.ratios), max(self.ratios)
+        what = "" if self.part == "all" else f"{self.part}: "
         return (
-            f"{self.ratio:.2f} x the plain variant ({low:.2f} to {high:.2f} block by block, {self.blocks} blocks each in turn): "
+            f"{what}{self.ratio:.2f} x the plain variant ({low:.2f} to {high:.2f} block by block, {self.blocks} blocks each in turn): "
             f"{self.ours.median:.2f} ms a block against {self.baseline.median:.2f}"
         )
 
 
 def compare(
-    session: Session, plain: Player, blocks: int = 20, action_of: Callable[[int], Action] | None = None, warmup: int | None = None
+    session: Session, plain: Baseline, blocks: int = 20, action_of: Callable[[int], Action] | None = None, warmup: int | None = None,
+    part: str = "all",
 ) -> Comparison:  # fmt: skip
-    """Play the session and ``plain`` block by block in turn, so that both see the same machine; measured once the window is full."""
+    """Play the session and ``plain`` block by block in turn, so that both see the same machine; measured once the window is full.
+
+    ``part`` (of `PARTS`): "transformer" decodes nothing; "decoder" makes pictures of random latents, measured from the second block on,
+    and neither can be played on afterwards.
+    """
     model = session.world.config.model
-    warmup = -(-model.local_attn_size // model.num_frame_per_block) if warmup is None else warmup
+    if warmup is None:
+        warmup = 1 if part == "decoder" else -(-model.local_attn_size // model.num_frame_per_block)
     keys = session.world.config.actions.keys
     choose = action_of or (lambda block: Action(frozenset(keys[block % len(keys) :][:1])))
     spent: tuple[list[float], list[float]] = ([], [])
     for block in range(warmup + blocks):
-        for player, seconds in zip((session, plain), spent, strict=True):
+        for play, seconds in zip((_part_of(session, part), _part_of(plain, part)), spent, strict=True):
             begun = time.perf_counter()
-            player.step(choose(block))
+            play(choose(block))
             if block >= warmup:
                 seconds.append(time.perf_counter() - begun)
     ratios = [theirs / ours for ours, theirs in zip(*spent, strict=True)]
-    return Comparison(blocks, stage_time(spent[0]), stage_time(spent[1]), float(np.median(ratios)), ratios)
+    return Comparison(part, blocks, stage_time(spent[0]), stage_time(spent[1]), float(np.median(ratios)), ratios)
+
+
+def _part_of(player: Session | Baseline, part: str) -> Callable[[Action], object]:
+    """Plays as much of a block as ``part`` says, and waits for the device."""
+    if part == "all":
+        return player.step
+    world = player.world
+
+    def transformer(action: Action) -> None:
+        player.imagine_only(action)
+        synchronize(world.device)
+
+    def decoder(action: Action) -> None:
+        n = world.config.model.num_frame_per_block
+        latents = world.random_start().latents[:, :, :1].expand(-1, -1, n, -1, -1).contiguous()
+        if isinstance(player, Session):
+            player.develop_only(latents)
+        else:
+            player.develop(latents)
+
+    return transformer if part == "transformer" else decoder
 
 
 def ceiling_of(session: Session) -> Ceiling:

@@ -60,6 +60,11 @@ def pin_threads(count: int) -> None:
     torch.set_num_threads(count)
 
 
+def threads_in_use() -> int:
+    """How many threads the calling thread computes with."""
+    return torch.get_num_threads()
+
+
 def fingerprint(world: World) -> dict[str, Plain]:
     """What the same bits may depend on besides world, weights and actions: torch, device, processor, threads, kernels."""
     device = world.device
@@ -69,7 +74,7 @@ def fingerprint(world: World) -> dict[str, Plain]:
         "processor": processor(),
         "instructions": torch.backends.cpu.get_cpu_capability(),
         "threads": torch.get_num_threads(),
-        "attention": attention_kernels(device),
+        "attention": str(world.attention),
         "deterministic": torch.get_deterministic_debug_mode() > 0 and torch.backends.cudnn.deterministic,
         "float32": torch.get_float32_matmul_precision(),
         "compile": world.compiled,
@@ -109,20 +114,6 @@ def processor() -> str:
     except OSError:
         pass
     return platform.processor() or platform.machine()
-
-
-def attention_kernels(device: torch.device) -> str:
-    """Which of torch's attention kernels may be used on ``device``, in words."""
-    if device.type != "cuda":
-        return "torch sdpa"
-    kernels = {
-        "flash": "flash_sdp_enabled",
-        "efficient": "mem_efficient_sdp_enabled",
-        "cudnn": "cudnn_sdp_enabled",
-        "math": "math_sdp_enabled",
-    }
-    on = [name for name, ask in kernels.items() if getattr(torch.backends.cuda, ask, lambda: False)()]
-    return f"torch sdpa ({' '.join(on)})"
 
 
 def _flat(value: Any, path: str = "") -> Iterator[tuple[str, Plain]]:

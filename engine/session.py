@@ -22,6 +22,7 @@ from engine.snapshot import Identity, Snapshot
 from models.errors import WorldError
 
 if TYPE_CHECKING:
+    from engine.compiler import Compiled
     from engine.picture import Picture
     from engine.world import World
 
@@ -134,6 +135,13 @@ class Session:
         rows, latents, _ = self.imagine(action)
         self.advance(rows)
         return latents
+
+    @torch.inference_mode()
+    def develop_only(self, latents: Tensor) -> np.ndarray:
+        """Pictures, uint8 `[F, H, W, 3]`, of the next latents `[1, z, n, h, w]` of the decoder's stream: to measure, as `imagine_only`."""
+        pictures = self.develop(latents, Stopwatch())
+        self._decoder.commit()
+        return pictures
 
     def advance(self, rows: Rows) -> None:
         """The transformer goes on to the next block."""
@@ -276,6 +284,14 @@ class Session:
         self._history.clear()
         self.timings = {}
 
+    def adopt(self, compiled: Compiled) -> None:
+        """From the next block on the world's layers are the compiled ones (`compile_world`).
+
+        They give other last bits. So what `rewind` could take back is forgotten: after it the same actions would not give the same bits.
+        """
+        self.world.adopt(compiled)
+        self._history.clear()
+
     @property
     def start(self) -> StartCondition:
         """What the start picture has become; another session may begin from it."""
@@ -315,7 +331,22 @@ class Session:
 def to_uint8(frames: Tensor) -> np.ndarray:
     """Frames `[1, 3, F, H, W]` in [-1, 1] -> uint8 `[F, H, W, 3]` on the host: round((x + 1) 127.5)."""
     pictures = frames[0].permute(1, 2, 3, 0).float().add(1).mul(127.5).round_().clamp_(0, 255)
-    return pictures.to(torch.uint8).contiguous().cpu().numpy()
+    return to_host(pictures.to(torch.uint8).contiguous()).numpy()
+
+
+def to_host(pictures: Tensor) -> Tensor:
+    """``pictures`` on the host, when they are there. From a GPU into pinned memory: pageable memory is copied twice, in small pieces.
+
+    torch keeps freed pinned memory for the next block. Only the copy is waited for, not what other streams do.
+    """
+    if not pictures.is_cuda:
+        return pictures.cpu()
+    host = torch.empty(pictures.shape, dtype=pictures.dtype, pin_memory=True)
+    host.copy_(pictures, non_blocking=True)
+    arrived = torch.cuda.Event()
+    arrived.record(torch.cuda.current_stream(pictures.device))
+    arrived.synchronize()
+    return host
 
 
 def _only(buffer: Tensor, latents: range) -> Tensor:

@@ -13,20 +13,21 @@ import torch
 from torch import Tensor
 
 from engine.actions import IDLE, Action
+from engine.attention import AUTO, attentions_of, choose_attention
 from engine.clip import check_clip
-from engine.conditioning import START_LATENTS, ConditionRing, Rows, StartCondition, encode_start
+from engine.compiler import Compiled, compile_world
+from engine.conditioning import START_LATENTS, StartCondition, encode_start
 from engine.config import WorldConfig, load_config
-from engine.exact import attention_kernels, make_exact
+from engine.exact import make_exact
 from engine.history import REWIND_MB
 from engine.picture import Picture, fit_picture, load_picture
-from engine.sampler import BlockSampler, SeededNoise
 from engine.session import Session
 from engine.snapshot import Snapshot
 from engine.worldfile import list_worlds
 from models.checkpoint import Module, build_empty, check_weights, load_in_turn, load_into, randomise
 from models.dit import DiT
 from models.errors import WeightError, WorldError, one_line
-from models.filecache import cache_folder, file_hash
+from models.filecache import file_hash
 from models.kv_cache import DiTCache
 from models.taehv import TAEHV
 from models.telltale import unfinished
@@ -42,9 +43,10 @@ class World:
 
     def __init__(
         self, config: WorldConfig, dit: DiT, vae: VAE, files: Files, device: torch.device, dtype: torch.dtype,
-        decode_device: torch.device | None = None, taehv: TAEHV | None = None,
+        decode_device: torch.device | None = None, taehv: TAEHV | None = None, attention: str = AUTO,
     ) -> None:  # fmt: skip
         self.config = config
+        self.attention = choose_attention(attention, device, dtype, config.model.head_dim)  # for the whole process
         self.dit, self.vae = dit, vae
         dit.fuse()
         vae.lay_out()
@@ -61,18 +63,20 @@ class World:
     @classmethod
     def load(
         cls, world: str | Path | WorldConfig, weights: str | Path | None = None, device: str = "cpu", dtype: str | None = None,
-        progress: Progress | None = None, decode_device: str | None = None,
+        progress: Progress | None = None, decode_device: str | None = None, attention: str = AUTO,
     ) -> World:  # fmt: skip
         """A world by name, by the path of its yaml, or by a config read (and perhaps changed) before.
 
         ``weights`` is the folder of files that do not come with the world; ``dtype`` overrides the config's "auto",
-        "float32", "bfloat16" or "float16"; ``decode_device`` is where pictures are coded and decoded, if not on ``device``.
+        "float32", "bfloat16" or "float16"; ``decode_device`` is where pictures are coded and decoded, if not on ``device``; ``attention``
+        is the kernel to prefer (`engine.attention.choose_attention`).
         Cheap checks come first: name, config, device, files, and only then weights.
         Raises WorldError (WeightError for files) with one line that says what is wrong.
         """
         config = world if isinstance(world, WorldConfig) else load_config(world)
         place, decoding = _device(device), _device(decode_device or device)
         kind = choose_dtype(dtype or config.dtype, place)
+        choose_attention(attention, place, kind, config.model.head_dim)
         files = _files(config, None if weights is None else Path(weights))
         report = progress or (lambda what, part: None)
         dit, vae = _build(DiT, config.model), _build(VAE, config.vae)
@@ -90,12 +94,13 @@ class World:
         if config.decoder == "taehv":
             taehv = _build(TAEHV, config.taehv).eval()
             load_into(taehv.decoder, files["taehv"], kind, decoding, "decoder.", only=True, progress=lambda part: report("taehv", part))
-        return cls(config, dit.eval(), vae.eval(), files, place, kind, decoding, taehv)
+        return cls(config, dit.eval(), vae.eval(), files, place, kind, decoding, taehv, attention)
 
     @classmethod
     def untrained(
-        cls, world: str | Path | WorldConfig, device: str = "cpu", dtype: str | None = None, seed: int = 0, decode_device: str | None = None
-    ) -> World:
+        cls, world: str | Path | WorldConfig, device: str = "cpu", dtype: str | None = None, seed: int = 0,
+        decode_device: str | None = None, attention: str = AUTO,
+    ) -> World:  # fmt: skip
         """A world of the same shapes with random weights and no files: to measure with, not to look at. Raises WorldError as `load`."""
         config = world if isinstance(world, WorldConfig) else load_config(world)
         place, decoding = _device(device), _device(decode_device or device)
@@ -108,7 +113,7 @@ class World:
         taehv = _build(TAEHV, config.taehv).eval() if config.decoder == "taehv" else None
         if taehv is not None:
             randomise(taehv, decoding, kind, seed)
-        return cls(config, dit.eval(), vae.eval(), {}, place, kind, decoding, taehv)
+        return cls(config, dit.eval(), vae.eval(), {}, place, kind, decoding, taehv, attention)
 
     @staticmethod
     def list() -> tuple[str, ...]:
@@ -149,15 +154,19 @@ class World:
         return session
 
     @torch.inference_mode()
-    def warm_up(self) -> None:
+    def warm_up(self, play: bool = True) -> None:
         """Choose exact kernels, then encode a grey picture, play one block on it and throw both away; once in a world's life.
 
         What a library does on its first call (starting threads, choosing kernels) must not reach the first block's bits: MKL is
-        known to give other digits while several threads enter it for the first time. No session is touched by this.
+        known to give other digits while several threads enter it for the first time. No session is touched by this. Without ``play``
+        the kernels are all there is to it: for measurements that have blocks of their own to warm up with.
         """
         if self._warm:
             return
         make_exact()
+        if not play:
+            self._warm = True
+            return
         grey = torch.zeros(1, 3, 1, self.config.height, self.config.width, device=self.decode_device)
         vision = self.config.vision
         tokens = None if vision is None else torch.zeros(1, vision.num_tokens, vision.dim, device=self.device, dtype=self.dtype)
@@ -165,36 +174,18 @@ class World:
         Session(self, 0, StartCondition(latents, self.config.vae.temporal_ratio, tokens), rewind_mb=0).step(IDLE)
         self._warm = True
 
-    @torch.inference_mode()
-    def compile(self, progress: Progress | None = None) -> None:
+    def compile(self, progress: Progress | None = None, decoder: bool | None = None, **options: Any) -> None:
         """Have the transformer's layers compiled (`torch.compile`), now; what comes of it is kept on disk for the next time.
 
-        It is used from the block on with which the window is full. Raises WorldError where torch cannot compile.
+        It is used from the block on with which the window is full. ``decoder``: whether the decoder is compiled too, from its second
+        block on; None: on a GPU. Raises WorldError where torch cannot compile.
         """
-        self.warm_up()
-        report = progress or (lambda what, part: None)
-        report("compiling", 0.0)
-        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder() / "compiled"))
-        self.dit.compile()
-        clock = self.config.clock
-        while clock.start < self.config.model.local_attn_size:
-            clock = clock.next()
-        start = self.random_start()
-        cache, rows = self.new_cache(start), Rows(torch.zeros(len(clock.frames), self.config.model.action.keyboard_dim), None)
-        ring = ConditionRing(self.config.model.action)
-        ring.count = clock.frames.start
-        if ring.mouse is not None:
-            rows = Rows(rows.keyboard, torch.zeros(len(clock.frames), 2))
-        windows = ring.windows(clock, rows).to(self.device)
-        cache.first, cache.written = clock.start - self.config.model.local_attn_size, clock.start
-        sampler = BlockSampler(self.dit, self.config.sampler.steps, self.config.sampler.shift)
-        try:
-            for x0 in sampler.denoise(clock, cache, start.block(clock), windows, SeededNoise(0)):
-                sampler.commit(clock, cache, start.block(clock), windows, x0)
-        except Exception as error:  # of many kinds: no compiler, a wrong one, a full disk
-            raise WorldError(f"the layers cannot be compiled here: {one_line(str(error), 200)}; play without --compile") from None
+        self.adopt(compile_world(self, progress, decoder, **options))
+
+    def adopt(self, compiled: Compiled) -> None:
+        """Play with what `compile_world` made from now on: between two blocks. A session that is being played: `Session.adopt`."""
+        self.dit.body, self.decoder.compiled = compiled.layers, compiled.pixels
         self.compiled = True
-        report("compiling", 1.0)
 
     def random_start(self, seed: int = 0) -> StartCondition:
         """A start that no picture was encoded for, to measure with."""
@@ -212,7 +203,8 @@ class World:
             "context": self.config.sampler.context,
             "compiled": self.compiled,
             "threads": torch.get_num_threads(),
-            "attention": attention_kernels(self.device),
+            "attention": f"{self.attention.name}, {self.attention}",
+            "attention of": attentions_of(self.config, self.device, self.dtype),
         }
         return found | ({} if self.decode_device == self.device else {"decode_device": str(self.decode_device)})
 

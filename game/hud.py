@@ -39,6 +39,7 @@ class HudState:
     underruns: int
     block: int
     frame: int
+    layers: str = ""  # how far the compiler is, where one works
 
 
 @lru_cache(maxsize=32)
@@ -64,6 +65,7 @@ def draw_hud(surface: pygame.Surface, state: HudState) -> None:
             ("key to picture", milliseconds(state.input_latency)),
             ("underruns", str(state.underruns)),
             ("block, frame", f"{state.block}, {state.frame}"),
+            *([("layers", state.layers)] if state.layers else []),
         ],
         alert="underruns" if state.underruns else "",
     )

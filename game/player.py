@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pygame
 
-from engine import Session, WorldConfig
+from engine import Compiled, Session, World, WorldConfig
 from game import hud
+from game.compiling import CompilerThread
 from game.controls import Controls, Sample
 from game.events import Command, EventReader, help_columns
 from game.pacing import Timeline
@@ -28,7 +29,9 @@ from game.worldthread import WorldThread
 POLL_SECONDS = 0.005  # between two looks at the keyboard
 SHOTS = Path("reverie-shots")
 
-OpenSession = Callable[[Callable[[str, float], None]], Session]  # takes a progress callback: (what, part done)
+Report = Callable[[str, float], None]  # of progress: (what, part done)
+OpenSession = Callable[[Report], Session]
+Compiler = Callable[[World, Report], Compiled]
 
 
 class Game:
@@ -43,8 +46,12 @@ class Game:
         limit: int | None = None,
         sinks: Iterable[Background] = (),
         replay: bool = False,
+        compiler: Compiler | None = None,
     ) -> None:
-        """``replay``: all that is done stands in the script, so that nothing the player does may change the world."""
+        """``replay``: all that is done stands in the script, so that nothing the player does may change the world.
+
+        With ``compiler`` (`engine.compile_world`) the world is compiled while it is played already.
+        """
         self.window, self.config, self.replay = window, config, replay
         self.controls = Controls(config.actions)
         self._script = script
@@ -53,7 +60,9 @@ class Game:
         self._sinks_told: set[Background] = set()
         self._events = EventReader(self.controls)
         timeline = Timeline(config.fps)
-        self.world = WorldThread(open_session, self._take, timeline, limit)
+        self.world = WorldThread(self._open, self._take, timeline, limit)
+        self._open_session = open_session
+        self.compiling = None if compiler is None else CompilerThread(self.world, window.toast, make=compiler)
         self.presenter = Presenter(self.world.blocks, timeline, lambda: self.world.estimate.lead, self._on_block)
         self.saves = Saves(self.world, config.name, window.toast)
         self.rewinder = Rewinder(self.world, self.presenter, window.toast)
@@ -105,6 +114,13 @@ class Game:
         time.sleep(seconds if 0 < seconds < POLL_SECONDS else POLL_SECONDS)
 
     # ---- between the threads
+
+    def _open(self, report: Report) -> Session:
+        """Called by the world's thread."""
+        session = self._open_session(report)
+        if self.compiling is not None:
+            self.compiling.start(session)
+        return session
 
     def _arrive(self) -> None:
         """The world stands somewhere else after a load or a rewind: show the picture that is there."""
@@ -272,4 +288,5 @@ class Game:
             underruns=shown.underruns,
             block=block.index,
             frame=self.presenter.frame_number,
+            layers="" if self.compiling is None else self.compiling.words,
         )

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from engine import Action, Session, WorldConfig
     from game.sessionheader import Header
 
+ATTENTION = ("auto", "cudnn", "flash", "efficient", "math")  # as in the engine, which takes seconds to import
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 PARTS = {"dit": "world model", "vae": "picture decoder", "vision": "image encoder", "taehv": "tiny decoder"}  # of the weights, in words
 
@@ -25,7 +26,8 @@ def add_world_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--start", type=Path, metavar="FILE", help="start picture (the world's own), or a clip (mp4, …) to go on from")
     group.add_argument("--device", default="cpu", metavar="NAME", help="cpu, cuda or mps (cpu)")
     group.add_argument("--decode-device", metavar="NAME", help="where pictures are decoded, such as cuda:1 (where the world is)")
-    group.add_argument("--compile", action="store_true", help="compile the transformer first: for GPUs; takes a while the first time")
+    group.add_argument("--compile", action="store_true", help="compile the model: for GPUs; takes a while the first time")
+    group.add_argument("--attention", choices=ATTENTION, default="auto", help="the attention kernel to prefer (auto: the device's best)")
     group.add_argument(
         "--dtype", choices=DTYPES, help="numbers of model and picture decoder (the world's, else auto: what the device is fast at)"
     )
@@ -83,10 +85,13 @@ def fetch_weights(args: argparse.Namespace) -> Path:
     return fetch(repo, [name for name in names if name not in own])
 
 
-def open_session(args: argparse.Namespace, config: WorldConfig, progress, header: Header | None = None) -> Session:
+def open_session(
+    args: argparse.Namespace, config: WorldConfig, progress, header: Header | None = None, compile_first: bool = True
+) -> Session:  # fmt: skip
     """Load the world and begin: from the start picture, a clip or a saved game. ``progress`` is called with (what, part done).
 
-    ``header`` gets what the session file is to say. Raises WorldError for what cannot be played, UsageError without a start picture.
+    ``header`` gets what the session file is to say. Without ``compile_first`` it is not for here to compile. Raises WorldError for what
+    cannot be played, UsageError without a start picture.
     """
     from engine import Snapshot, World, load_picture, share_threads
     from game.sessionheader import build_header
@@ -104,10 +109,11 @@ def open_session(args: argparse.Namespace, config: WorldConfig, progress, header
     def named(part: str, done: float) -> None:
         progress(PARTS.get(part, part), done)
 
-    world = World.load(config, weights=args.weights, device=args.device, dtype=args.dtype, progress=named, decode_device=args.decode_device)
+    place = {"device": args.device, "dtype": args.dtype, "decode_device": args.decode_device, "attention": args.attention}
+    world = World.load(config, weights=args.weights, progress=named, **place)
     if getattr(args, "overlap", False):
         share_threads(world)
-    if args.compile:
+    if args.compile and compile_first:
         world.compile(named)
     what = "saved game" if args.load is not None else "start picture" if start is args.start else "start clip"
     progress(what, 0.0)

@@ -8,6 +8,7 @@ Parameter names are those of the published Matrix-Game 2.0 checkpoints without `
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -108,7 +109,7 @@ class DiT(nn.Module):
         self.head = Head(config)
         self.fused = False  # laid out for playing: weights change no more
         self._known_times: dict[object, tuple[list[Modulation], Modulation]] = {}
-        self._body: Callable[..., Tensor] | None = None
+        self.body: Callable[..., Tensor] | None = None  # the compiled layers, see `compile`
         self._initialise()
 
     def forward(
@@ -154,18 +155,25 @@ class DiT(nn.Module):
     def compile(self, **options: Any) -> None:
         """Have the layers compiled (`torch.compile`, without a graph break) from now on, for passes over a full window.
 
-        All those have one shape, and all layers of a kind one graph. Until the window is full, layers run as they are.
+        All those have one shape, and all layers of a kind one graph. Until the window is full, layers run as they are. The compiler
+        works when the first of those passes comes.
         """
-        self._body = torch.compile(_layer_body, fullgraph=True, dynamic=False, **options)
+        self.body = torch.compile(_layer_body, fullgraph=True, dynamic=False, **options)
+
+    def twin(self) -> DiT:
+        """The same layers and weights, but a memory and a ``body`` of its own: for a second thread, while the first one plays."""
+        twin = copy.copy(self)
+        twin._known_times = {}
+        return twin
 
     def _runs(self, given: Given, cache: DiTCache, modulations: Sequence[Modulation]) -> list[Callable[[Layer, Tensor], Tensor]]:
         """How each layer is run over the block. Raises ``ValueError`` if the image's keys are missing or the block cannot follow."""
         if self.img_emb is not None and cache.layers[0].image is None:
             raise ValueError("the cache has no image keys yet: call precompute_context once per session")
         block = cache.open(given.start, given.n)
-        if self._body is not None and block.start + block.n - block.first == block.window:
+        if self.body is not None and block.start + block.n - block.first == block.window:
             return [
-                partial(_run_compiled, self._body, modulation, steering, given, memory)
+                partial(_run_compiled, self.body, modulation, steering, given, memory)
                 for modulation, steering, memory in zip(modulations, given.steerings, cache.layers, strict=True)
             ]
         return [
@@ -272,7 +280,7 @@ class DiT(nn.Module):
     def _timestep_key(self, timestep: Tensor, like: Tensor) -> object | None:
         """One timestep for all latents, known on the host, of weights that no longer change: then its modulation can be kept."""
         plain = self.fused and like.dtype == self.head.modulation.dtype and not _autocasts(like.device)
-        if torch.is_grad_enabled() or not plain or timestep.device.type != "cpu" or torch.compiler.is_compiling():
+        if torch.is_grad_enabled() or not plain or timestep.device.type != "cpu" or torch.compiler.is_dynamo_compiling():
             return None
         values = set(timestep.flatten().tolist())
         return (values.pop(), like.dtype, like.device) if len(values) == 1 else None

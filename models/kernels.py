@@ -1,6 +1,7 @@
 """Where a CPU is quicker with other calls than the obvious ones: the same formulas, chosen by device and dtype alone.
 
-Nothing here is chosen by trial: the same machine takes the same calls every time, and so gives the same bits.
+Nothing here is chosen by trial: the same machine takes the same calls every time, and so gives the same bits. Whether a compiler asks
+is `torch.compiler.is_dynamo_compiling`, true for the one that traces; `is_compiling` is true for every thread while any compiles.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ HALF = (torch.bfloat16, torch.float16)
 # Where plain products beat torch's fused CPU kernel in half precision (torch 2.13, one core; measured in docs/PERFORMANCE.md).
 MANY_KEYS = (128, 1024)
 FEW_QUERIES = 8
+_plain_products = True
 _FUSED_LINEAR = getattr(torch.ops.mkldnn, "_linear_pointwise", None) if torch.backends.mkldnn.is_available() else None
 
 
@@ -28,16 +30,28 @@ def rms_norm(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
 
     Away from a GPU torch makes this of many calls, of which the sum of squares is the slowest; its vector norm is not.
     """
-    if x.is_cpu and not torch.is_grad_enabled() and not torch.compiler.is_compiling():
+    if x.is_cpu and not torch.is_grad_enabled() and not torch.compiler.is_dynamo_compiling():
         scale = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_().div_(x.shape[-1]).add_(eps).rsqrt_()
         return x * scale if weight is None else (x * scale).mul_(weight)
     normed = F.rms_norm(x, (x.shape[-1],), None, eps)
     return normed if weight is None else normed * weight
 
 
+def use_plain_products(allowed: bool) -> None:
+    """Whether `attend` may do without torch's fused attention where that is slower. For the whole process, as torch's own switches."""
+    global _plain_products
+    _plain_products = allowed
+
+
+def by_hand(q: Tensor, k: Tensor) -> bool:
+    """Whether `attend` makes plain products of these [B, heads, tokens, head_dim]."""
+    many, few = MANY_KEYS[0] <= k.shape[2] <= MANY_KEYS[1], q.shape[2] <= FEW_QUERIES and k.shape[2] < MANY_KEYS[0]
+    return _plain_products and _plays_half(q, *HALF) and (many or few)
+
+
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """softmax(q k^T / sqrt(head_dim)) v; all [B, heads, tokens, head_dim]."""
-    if _plays_half(q, *HALF):
+    if _plain_products and _plays_half(q, *HALF):
         if MANY_KEYS[0] <= k.shape[2] <= MANY_KEYS[1]:
             return torch.bmm(_scores(q, k).softmax(-1), v.flatten(0, 1)).view(*q.shape[:3], v.shape[-1])
         if q.shape[2] <= FEW_QUERIES and k.shape[2] < MANY_KEYS[0]:  # over time at each place: thousands of tiny products
@@ -56,4 +70,4 @@ def _scores(q: Tensor, k: Tensor) -> Tensor:
 
 def _plays_half(x: Tensor, *kinds: torch.dtype) -> bool:
     """Whether ``x`` is a half-precision tensor on a CPU, not to be differentiated, and in no compiler's hands."""
-    return x.is_cpu and x.dtype in kinds and not (torch.is_grad_enabled() and x.requires_grad) and not torch.compiler.is_compiling()
+    return x.is_cpu and x.dtype in kinds and not (torch.is_grad_enabled() and x.requires_grad) and not torch.compiler.is_dynamo_compiling()

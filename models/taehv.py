@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.vae import CausalCache
+from models.vae import CausalCache, CompiledPixels
 
 TRIMMED = 3  # frames of the very first latent that are thrown away: T latents give 4T - 3
 
@@ -94,6 +94,7 @@ class TAEHV(nn.Module):
             layers += [nn.Upsample(scale_factor=2), TimeGrow(width, factor), nn.Conv2d(width, narrower, 3, padding=1, bias=False)]
         layers += [nn.ReLU(), nn.Conv2d(config.widths[-1], 3, 3, padding=1)]
         self.decoder = nn.ModuleList(layers)
+        self.compiled: CompiledPixels | None = None
 
     def new_decoder_cache(self) -> CausalCache:
         return CausalCache()
@@ -106,7 +107,8 @@ class TAEHV(nn.Module):
         """
         cache = self.new_decoder_cache() if cache is None else cache
         started = cache.started
-        pictures = self.pixels(latents, cache)
+        fits = self.compiled is not None and self.compiled.fits(latents, cache)
+        pictures = self.compiled(latents, cache) if fits else self.pixels(latents, cache)
         if commit:
             cache.commit()
         return ((pictures if started else pictures[TRIMMED:]) * 2 - 1).clamp(-1, 1).transpose(0, 1)[None]

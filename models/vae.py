@@ -7,8 +7,9 @@ every 1x1x1 convolution is a matrix product. Parameter names and shapes are thos
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -73,6 +74,11 @@ class CausalCache:
         self._next: dict[int, Tensor] = {}  # written since the last commit
         self._spare: dict[int, Tensor] = {}  # memory to write into
 
+    @property
+    def slots(self) -> frozenset[int]:
+        """The convolutions that have seen something."""
+        return frozenset(self._now)
+
     def read(self, slot: int) -> Tensor | None:
         """Frames remembered by convolution ``slot`` `[B, <=2, H, W, C]`, or None when it has seen nothing yet."""
         return self._now.get(slot)
@@ -90,6 +96,19 @@ class CausalCache:
         self._next = {}
         self.started = True
 
+    def buffers(self, strides: dict[int, tuple[int, ...]]) -> tuple[dict[int, Tensor], dict[int, Tensor]]:
+        """What is remembered, and memory of the same shapes for what a call is to remember instead; `commit` exchanges them.
+
+        All in memory of these ``strides``, by slot: what was loaded, or written by an uncompiled call, may lie otherwise.
+        """
+        for slot, stride in strides.items():
+            now = self._now[slot]
+            if now.stride() != stride:
+                self._now[slot] = now.new_empty_strided(now.shape, stride).copy_(now)
+            coming = self._next.get(slot, self._spare.pop(slot, None))
+            self._next[slot] = coming if coming is not None and coming.stride() == stride else now.new_empty_strided(now.shape, stride)
+        return {slot: self._now[slot] for slot in strides}, {slot: self._next[slot] for slot in strides}
+
     def tensors(self) -> dict[str, Tensor]:
         """The remembered frames by name: with `started`, the whole state."""
         return {str(slot): frames for slot, frames in sorted(self._now.items())}
@@ -104,6 +123,57 @@ class CausalCache:
         other = CausalCache()
         other.load(self.tensors())
         return other
+
+
+class Decoding(Protocol):
+    """A decoder as far as `CompiledPixels` knows it."""
+
+    def pixels(self, z: Tensor, cache: CausalCache, /) -> Tensor: ...
+
+
+class _Lent:
+    """A `CausalCache` in the middle of its stream, to a compiler: tensors that are read, and others that are written over."""
+
+    started = True
+
+    def __init__(self, past: dict[int, Tensor], coming: dict[int, Tensor]) -> None:
+        self._past, self._coming = past, coming
+
+    def read(self, slot: int) -> Tensor | None:
+        return self._past.get(slot)
+
+    def write(self, slot: int, frames: Tensor) -> None:
+        self._coming[slot].copy_(frames)
+
+
+def _pixels_body(model: Decoding, z: Tensor, past: dict[int, Tensor], coming: dict[int, Tensor]) -> Tensor:
+    return model.pixels(z, _Lent(past, coming))
+
+
+class CompiledPixels:
+    """``model.pixels`` compiled (`torch.compile`, without a graph break) for the blocks of a stream after its first.
+
+    All those have one shape: latents ``shape``, and the memory that ``cache`` has after a first block. The first call makes the compiler
+    work.
+    """
+
+    def __init__(self, model: Decoding, shape: torch.Size, cache: CausalCache, **options: Any) -> None:
+        self._model, self._shape = model, shape
+        self._strides = {int(slot): _strides(frames) for slot, frames in cache.tensors().items()}
+        self._body: Callable[..., Tensor] = torch.compile(_pixels_body, fullgraph=True, dynamic=False, **options)
+
+    def fits(self, z: Tensor, cache: CausalCache | None) -> bool:
+        return cache is not None and cache.started and z.shape == self._shape and cache.slots == self._strides.keys()
+
+    def __call__(self, z: Tensor, cache: CausalCache) -> Tensor:
+        """As ``model.pixels(z, cache)`` where it `fits`."""
+        return self._body(self._model, z.contiguous(), *cache.buffers(self._strides))  # what is compiled holds for its strides only
+
+
+def _strides(frames: Tensor) -> tuple[int, ...]:
+    """Channels last: of `[B, T, H, W, C]` as they come, of `[T, C, H, W]` as torch means it. Also where a side of 1 leaves a choice."""
+    layout = torch.channels_last if frames.dim() == 4 else torch.contiguous_format
+    return torch.empty(frames.shape, device="meta", memory_format=layout).stride()
 
 
 def _as_images(x: Tensor) -> Tensor:
@@ -303,7 +373,11 @@ class Upsample(nn.Module):
         for row in (0, 1):
             for column in (0, 1):
                 quarter = quarters[:, row, column, :, row : row + height, column : column + width]
-                torch.add(_as_video(quarter, x.shape[0]), conv.bias, out=out[:, :, :, row, :, column])
+                places = out[:, :, :, row, :, column]
+                if torch.compiler.is_dynamo_compiling():  # it knows no `out` with gaps, and makes one call of these two itself
+                    places.copy_(_as_video(quarter, x.shape[0]) + conv.bias)
+                else:
+                    torch.add(_as_video(quarter, x.shape[0]), conv.bias, out=places)
         return out.flatten(4, 5).flatten(2, 3)
 
     def fold(self) -> None:
@@ -391,6 +465,7 @@ class VAE(nn.Module):
         self._scales: dict[torch.device, tuple[Tensor, ...]] = {}
         self.conv1 = CausalConv3d(2 * config.z_dim, 2 * config.z_dim, (1, 1, 1))
         self.conv2 = CausalConv3d(config.z_dim, config.z_dim, (1, 1, 1))
+        self.compiled: CompiledPixels | None = None
 
     def lay_out(self) -> None:
         """Bring frozen weights into the layouts they are multiplied in. Names, shapes and values stay what they are; moving undoes it."""
@@ -446,7 +521,8 @@ class VAE(nn.Module):
         """
         mean, std = self._scale(latents)
         z = latents.permute(0, 2, 3, 4, 1).float() * std + mean  # [B, T, h, w, z]
-        frames = self.pixels(z.to(self.conv2.weight.dtype), cache)
+        z = z.to(self.conv2.weight.dtype)
+        frames = self.compiled(z, cache) if self.compiled is not None and self.compiled.fits(z, cache) else self.pixels(z, cache)
         if cache is not None and commit:
             cache.commit()
         return frames.clamp(-1, 1)

@@ -49,6 +49,8 @@ def rows(compile_layers: bool = True) -> list[Row]:
         Row("kernels in use", check="kernels", goal="attention by Flash or cuDNN"),
         Row("window 6, not compiled", ("--window", "6")),
         Row("window 6, overlap", ("--window", "6", "--overlap", *fast)),
+        Row("decoder compiled", check="decoder", goal="faster than uncompiled, within bf16 error"),
+        Row("pictures to the host", check="transfer", goal="pinned faster than pageable"),
         Row("decoder: stacked frames against volumes", check="layouts"),
         Row("window 6, keys of the last pass", ("--window", "6", "--context", "last", *fast)),
         Row("window 15, against the plain variant", ("--window", "15", "--compare", "baseline", *fast)),
@@ -142,10 +144,12 @@ def host_reads(place: Place) -> dict[str, Any]:
 
 
 def kernels(place: Place) -> dict[str, Any]:
-    """The kernels that take most of a block's time, in milliseconds."""
+    """The kernels that take most of a block's time, in milliseconds; what every choice of attention comes to."""
     from torch.profiler import profile
 
-    from engine import Action, World
+    from engine import Action, World, WorldError
+    from engine.attention import KERNELS, choose_attention
+    from engine.device import synchronize
     from engine.session import Session
 
     world = World.untrained(place.world, place.device, place.dtype)
@@ -157,7 +161,79 @@ def kernels(place: Place) -> dict[str, Any]:
     on_gpu = world.device.type == "cuda"
     time_of = (lambda event: event.self_device_time_total) if on_gpu else (lambda event: event.self_cpu_time_total)
     slowest = sorted(seen.key_averages(), key=time_of, reverse=True)[:15]
-    return {"kernels_ms": {event.key[:90]: round(time_of(event) / 1000, 3) for event in slowest}}
+    found: dict[str, Any] = {"kernels_ms": {event.key[:90]: round(time_of(event) / 1000, 3) for event in slowest}}
+    found["attention"] = {"auto": str(world.attention), **world.describe()["attention of"]}
+    for name in KERNELS:
+        try:
+            choose_attention(name, world.device, world.dtype, world.config.model.head_dim)
+        except WorldError as refused:
+            found[f"attention {name}"] = str(refused)
+            continue
+        for _ in range(2):  # the first one makes plans
+            begun = time.perf_counter()
+            session.imagine_only(Action())
+            synchronize(world.device)
+            spent = 1000 * (time.perf_counter() - begun)
+        found[f"attention {name}"] = {"transformer_ms": spent, **world.describe()["attention of"]}
+    choose_attention("auto", world.device, world.dtype, world.config.model.head_dim)
+    return found
+
+
+def decoder(place: Place) -> dict[str, Any]:
+    """Milliseconds to decode a block as it is and compiled, how long the compiler took, and how far the pictures are apart."""
+    import torch
+
+    from engine import World, compile_world
+    from engine.device import synchronize
+
+    world = World.untrained(place.world, place.device, place.dtype)
+    world.warm_up()
+    generator = torch.Generator().manual_seed(0)
+    shape = world.random_start().latents[:, :, :3].shape
+    blocks = [torch.randn(shape, generator=generator).to(world.decode_device) for _ in range(8)]
+
+    def play() -> tuple[float, torch.Tensor]:
+        cache, spent = world.decoder.new_decoder_cache(), []
+        for latents in blocks:
+            synchronize(world.decode_device)
+            begun = time.perf_counter()
+            with torch.inference_mode():
+                frames = world.decoder.decode_block(latents, cache)
+            synchronize(world.decode_device)
+            spent.append(1000 * (time.perf_counter() - begun))
+        return sorted(spent[2:])[3], frames.float()
+
+    plain_ms, plain = play()
+    begun = time.perf_counter()
+    world.adopt(compile_world(world, decoder=True))
+    compiler = time.perf_counter() - begun
+    compiled_ms, compiled = play()
+    error = float((compiled - plain).norm() / plain.norm())
+    return {"plain_ms": plain_ms, "compiled_ms": compiled_ms, "compiler_s": compiler, "relative_error": error}
+
+
+def transfer(place: Place) -> dict[str, Any]:
+    """Milliseconds to bring a block's uint8 pictures to the host: as a session does (pinned, from a GPU) and by a plain copy."""
+    import torch
+
+    from engine import load_config
+    from engine.device import synchronize
+    from engine.session import to_host
+
+    config, device = load_config(place.world), torch.device(place.device)
+    pictures = torch.randint(0, 256, (config.block_frames[1], config.height, config.width, 3), dtype=torch.uint8, device=device)
+    found: dict[str, Any] = {}
+    for name, copy in (("session", to_host), ("plain", lambda pictures: pictures.to("cpu", copy=True))):
+        spent = []
+        for _ in range(12):
+            synchronize(device)
+            begun = time.perf_counter()
+            host = copy(pictures)
+            spent.append(1000 * (time.perf_counter() - begun))
+        found[f"{name}_ms"] = sorted(spent[2:])[5]
+        found[f"{name}_pinned"] = host.is_pinned()
+        found[f"{name}_same"] = bool((host == pictures.cpu()).all())
+    return found
 
 
 def layouts(place: Place) -> dict[str, Any]:
@@ -189,7 +265,14 @@ def layouts(place: Place) -> dict[str, Any]:
     return found
 
 
-CHECKS = {"exactness": exactness, "host_reads": host_reads, "kernels": kernels, "layouts": layouts}
+CHECKS = {
+    "exactness": exactness,
+    "host_reads": host_reads,
+    "kernels": kernels,
+    "decoder": decoder,
+    "transfer": transfer,
+    "layouts": layouts,
+}
 
 
 # ---- the table

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from engine import compile_world
 from tests.gpu_table import Place, rows, run_row, table
 from tests.tiny_world import write_tiny_world
 
@@ -21,16 +23,23 @@ def tiny_decoder(config: dict[str, Any]) -> None:
 def test_every_row_at_the_smallest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("engine.bench_machine.SECONDS", 0.01)
     place = Place(str(write_tiny_world(tmp_path, change=tiny_decoder)), "cpu", "bfloat16", 1)
+    monkeypatch.setattr("engine.compile_world", partial(compile_world, backend="eager"))
     found = table(rows(compile_layers=False), place, tmp_path / "out", 300, own_process=False)
-    assert len(found) == 13 and not any("error" in row for row in found.values()), found
+    assert len(found) == 15 and not any("error" in row for row in found.values()), found
     assert found["window 6, TAEHV"]["engine"]["decoder"] == "taehv" and found["window 15"]["fps"] > 0
     assert "commit" not in found["window 6, keys of the last pass"]["stages"]
     assert found["window 6, against the plain variant"]["ratio"] > 0
     assert 0 < found["bfloat16 against float32"]["relative_errors"][0] < 0.1
+    kernels = found["kernels in use"]
+    assert kernels["attention"] == {"auto": "torch sdpa"} | dict.fromkeys(("tokens", "mouse", "keyboard"), "plain products")
+    assert kernels["attention flash"]["tokens"] == "flash" and kernels["attention flash"]["transformer_ms"] > 0
+    assert "no cudnn attention" in kernels["attention cudnn"]
+    assert 0 <= found["decoder compiled"]["relative_error"] < 0.02 and found["decoder compiled"]["compiled_ms"] > 0
+    assert found["pictures to the host"]["session_same"] and not found["pictures to the host"]["session_pinned"]
     assert found["decoder: stacked frames against volumes"]["volumes_ms"] > 0
     assert json.loads((tmp_path / "out" / "gpu_table.json").read_text()) == found
     text = (tmp_path / "out" / "gpu_table.md").read_text()
-    assert text.count("\n| ") >= 13 and "≥ 60 fps" in text and "TFLOP/s" in text
+    assert text.count("\n| ") >= 15 and "≥ 60 fps" in text and "TFLOP/s" in text
 
 
 def test_a_row_in_its_own_process(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import argparse
 import json
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -33,6 +34,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         choices=["baseline"],
         help="play a plainly written variant of the same model in turn with this one, and print the ratio",
     )
+    measure.add_argument("--part", choices=["all", "transformer", "decoder"], default="all", help="with --compare: of each block only this")
     measure.add_argument("--json", action="store_true", help="numbers as JSON")
 
 
@@ -49,17 +51,31 @@ def run(args: argparse.Namespace) -> int:
     config = world_config(args)
     choose = None if args.replay is None else actions_of(args.replay, config)
     session = _open(args, config, startup)
+    if args.compare is not None:
+        plain = engine.Baseline(session.world, session.seed, session.start)
+        found = engine.compare(session, plain, args.blocks, choose, part=args.part)
+        print(json.dumps(found.to_dict(), indent=2) if args.json else found.to_text())
+        return 0
     warmup = engine.SETTLE if args.blocks > 1 else 1
     begun = time.perf_counter()
     session.step()
     startup["first frame"] += time.perf_counter() - begun
-    if args.compare is not None:
-        found = engine.compare(session, engine.Baseline(session.world, session.seed, session.start), args.blocks, choose)
-        print(json.dumps(found.to_dict(), indent=2) if args.json else found.to_text())
-        return 0
     report = engine.benchmark(session, args.blocks, choose, warmup, startup, engine.ceiling_of(session), args.overlap)
+    report = replace(report, **_present(session))
     print(json.dumps(report.to_dict(), indent=2) if args.json else report.to_text())
     return 0
+
+
+def _present(session: Session) -> dict[str, object]:
+    """The stage that belongs to the window: its times, or why there are none. Machines without pygame measure all others."""
+    import engine
+    from game.presenting import NotPresented, present_seconds
+
+    try:
+        seconds, where = present_seconds(session.world.config, session.last_frame)
+    except NotPresented as problem:
+        return {"presented": f"not measured: {problem}"}
+    return {"present": engine.stage_time(seconds), "presented": where}
 
 
 def actions_of(path: Path, config: WorldConfig) -> Callable[[int], Action]:
@@ -86,6 +102,8 @@ def _check(args: argparse.Namespace) -> None:
         raise UsageError(f"--start {args.start}: {'is a folder, not a picture' if args.start.is_dir() else 'no such file'}")
     if args.compare is not None and (args.decoder == "taehv" or args.context == "last"):
         raise UsageError("--compare holds the exact model against the exact model: leave --decoder and --context out")
+    if args.part != "all" and args.compare is None:
+        raise UsageError("--part goes with --compare: the report has every stage")
     if args.overlap and args.compare is not None:
         raise UsageError("--compare takes turns, --overlap does not: give one of them")
     if args.random and args.weights is not None:
@@ -102,7 +120,7 @@ def _open(args: argparse.Namespace, config: WorldConfig, startup: dict[str, floa
         load_picture(args.start, config.height, config.width)
     elif config.start is None and not args.random:
         raise UsageError(config.start_missing())
-    place = {"device": args.device, "dtype": args.dtype, "decode_device": args.decode_device}
+    place = {"device": args.device, "dtype": args.dtype, "decode_device": args.decode_device, "attention": args.attention}
     begun = time.perf_counter()
     if args.random:
         world = World.untrained(config, **place)
@@ -112,7 +130,7 @@ def _open(args: argparse.Namespace, config: WorldConfig, startup: dict[str, floa
     if args.overlap:
         share_threads(world)
     begun = time.perf_counter()
-    world.warm_up()
+    world.warm_up(play=args.part == "all")
     startup["warm-up"] = time.perf_counter() - begun
     if args.compile:
         begun = time.perf_counter()

@@ -19,7 +19,8 @@ from game.options import ConsoleProgress, UsageError, absolute, check_new, check
 from game.worldoptions import add_change_options, add_world_options, fetch_weights, open_session, weights_here, world_config
 
 if TYPE_CHECKING:
-    from engine import Session, WorldConfig
+    from engine import Compiled, Session, World, WorldConfig
+    from game.player import Report
     from game.script import Script
     from game.sessionheader import Header
     from game.sinks import Background
@@ -176,6 +177,7 @@ def _play_window(args: argparse.Namespace) -> int:
 
 
 def _play_in(window: Window, args: argparse.Namespace) -> int:
+    from engine import compile_world
     from game.events import help_columns
     from game.player import Game
     from game.sessionheader import Header
@@ -186,11 +188,16 @@ def _play_in(window: Window, args: argparse.Namespace) -> int:
         print("  " + ", ".join(f"{key} {does}" for key, does in column))
     console, header = ConsoleProgress(config.name), Header()
 
-    def begin(report) -> Session:
-        return open_session(args, config, lambda what, part: (console(what, part), report(what, part)), header)
-
     sinks = _sinks(args, header, wait=False)
-    game = Game(window, config, begin, _script(args, config), args.blocks, sinks)
+    beside = args.compile and not sinks  # what is kept is to be played again: there one kind of layers makes every block
+
+    def begin(report) -> Session:
+        return open_session(args, config, lambda what, part: (console(what, part), report(what, part)), header, not beside)
+
+    def compiler(world: World, report: Report) -> Compiled:
+        return compile_world(world, lambda what, part: (console(what, part), report(what, part)))
+
+    game = Game(window, config, begin, _script(args, config), args.blocks, sinks, compiler=compiler if beside else None)
     try:
         game.run()
     except KeyboardInterrupt:  # the sinks are closed all the same

@@ -81,7 +81,7 @@ def _run_script(args: argparse.Namespace) -> int:
     words = ["--script", str(args.file)]
     words += [] if args.steps is None else ["--steps", ",".join(map(str, args.steps))]
     words += [] if args.size is None else ["--size", "{}x{}".format(*args.size)]
-    for option in ("world", "weights", "start", "device", "dtype", "window", "fps", "seed", "record"):
+    for option in ("world", "weights", "start", "device", "dtype", "attention", "window", "fps", "seed", "record"):
         value = getattr(args, option)
         words += [] if value is None else [f"--{option}", str(value)]
     words += [f"--{option.replace('_', '-')}" for option in ("headless", "overwrite", "record_hud") if getattr(args, option)]
@@ -213,6 +213,7 @@ def open_replay(args: argparse.Namespace, plan: Plan, config: WorldConfig, progr
         weights=args.weights,
         device=args.device,
         decode_device=args.decode_device,
+        attention=args.attention,
         dtype=args.dtype or _dtype_of(plan.file),
         progress=lambda part, done: progress(PARTS.get(part, part), done),
     )

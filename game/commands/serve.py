@@ -43,7 +43,7 @@ def check(args: argparse.Namespace) -> None:
         return
     others = {"--script": args.script, "--blocks": args.blocks, "--load": args.load, "--actions": args.actions, "--session": args.session}
     others |= {"--dump": args.dump, "--headless": args.headless, "--bench": args.bench, "--list": args.list}
-    others |= {"--record-hud": args.record_hud}
+    others |= {"--record-hud": args.record_hud, "--compile": args.compile}
     for option, value in others.items():
         if value:
             raise UsageError(f"--serve does not go with {option}")
@@ -66,7 +66,7 @@ def run(args: argparse.Namespace) -> int:
     from game.serve.worlds import Worlds
 
     offers = _offers(args)
-    worlds = Worlds(offers, args.device, args.dtype, args.rewind_mb)
+    worlds = Worlds(offers, args.device, args.dtype, args.rewind_mb, attention=args.attention)
     if not offers[0].starts:
         print(f"reverie: {offers[0].config.start_missing()}; or everybody sends one", file=sys.stderr)
     worlds.load(0, _progress(offers[0]))

@@ -28,11 +28,12 @@ class Worlds:
     """Loads each world when it is first asked for. `load` may be called by any thread."""
 
     def __init__(
-        self, offers: list[Offer], device: str, dtype: str | None, rewind_mb: int, free: Callable[[str], int | None] = free_bytes
-    ) -> None:
+        self, offers: list[Offer], device: str, dtype: str | None, rewind_mb: int, free: Callable[[str], int | None] = free_bytes,
+        attention: str = "auto",
+    ) -> None:  # fmt: skip
         """``offers``: the one that is played unless another is chosen comes first."""
         self.offers = offers
-        self.device, self.dtype, self.rewind_mb = device, dtype, rewind_mb
+        self.device, self.dtype, self.rewind_mb, self.attention = device, dtype, rewind_mb, attention
         self._free = free
         self._lock = threading.Lock()
         self._budget: int | None = None
@@ -42,7 +43,7 @@ class Worlds:
         offer = self.offers[number]
         with self._lock:
             if offer.world is None:
-                world = World.load(offer.config, offer.weights, self.device, self.dtype, progress=report)
+                world = World.load(offer.config, offer.weights, self.device, self.dtype, progress=report, attention=self.attention)
                 world.weight_hashes()  # reads every file: once, and in no session's time
                 offer.session_bytes = session_bytes(world)
                 offer.world = world

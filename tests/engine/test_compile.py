@@ -91,12 +91,10 @@ def test_a_read_breaks_the_graph(image_yaml: Path, fresh_compiler: None, monkeyp
             session.step(action)
 
 
-def test_the_world_compiles_and_says_so(tiny_yaml: Path, fresh_compiler: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_world_compiles_and_says_so(tiny_yaml: Path, fresh_compiler: None) -> None:
     """Compiling happens in `World.compile`, not in the game; the fingerprint of a session tells of it."""
     world, told = World.load(tiny_yaml), []
-    compile_with = world.dit.compile
-    monkeypatch.setattr(world.dit, "compile", lambda: compile_with(backend="eager"))
-    world.compile(lambda what, part: told.append((what, part)))
+    world.compile(lambda what, part: told.append((what, part)), backend="eager")
     assert told == [("compiling", 0.0), ("compiling", 1.0)] and world.describe()["compiled"]
     graphs = counters["stats"]["unique_graphs"]
     assert graphs == 1
@@ -106,12 +104,42 @@ def test_the_world_compiles_and_says_so(tiny_yaml: Path, fresh_compiler: None, m
     assert counters["stats"]["unique_graphs"] == graphs
 
 
-def test_where_torch_cannot_compile(tiny_yaml: Path, fresh_compiler: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_torch_cannot_compile(tiny_yaml: Path, fresh_compiler: None) -> None:
     def no_compiler(*_: object) -> None:
         raise RuntimeError("no C++ compiler\nfound")
 
     world = World.load(tiny_yaml)
-    compile_with = world.dit.compile
-    monkeypatch.setattr(world.dit, "compile", lambda: compile_with(backend=no_compiler))
     with pytest.raises(WorldError, match="cannot be compiled here"):
-        world.compile()
+        world.compile(backend=no_compiler)
+    assert not world.compiled and world.dit.body is None
+
+
+def tiny_decoder(settings: dict[str, Any]) -> None:
+    settings["taehv"] = {"z_dim": 4, "widths": [8, 4, 4, 4]}
+    settings["weights"]["taehv"] = ["taehv.safetensors"]
+    settings["decoder"] = "taehv"
+
+
+@pytest.mark.parametrize("kind", ["vae", "taehv"])
+def test_the_decoder_is_one_graph_with_the_same_pictures(kind: str, tmp_path: Path, fresh_compiler: None) -> None:
+    """One shape for all blocks but the first, also after a rewind, a saved game or a restart: nothing is compiled twice."""
+    config = load_config(write_tiny_world(tmp_path, change=tiny_decoder if kind == "taehv" else None))
+    plain, compiled = (World.untrained(config, dtype="float32") for _ in range(2))
+    compiled.compile(decoder=True, backend="eager")
+    start = plain.random_start()
+    ours, theirs = compiled.session(2, start), plain.session(2, start)
+    for action in WALK[:6]:
+        assert np.abs(ours.step(action).astype(int) - theirs.step(action)).max() <= 1
+    first, second = ours.snapshot(), theirs.snapshot()
+    for name, tensor in second.tensors.items():
+        if name.startswith("decoder."):
+            torch.testing.assert_close(first.tensors[name], tensor, rtol=1e-4, atol=1e-4)
+    assert counters["stats"]["unique_graphs"] == 2 and not counters["graph_break"]
+    after = ours.step(WALK[6])
+    for go_back in (lambda: ours.rewind(), lambda: ours.restore(first)):
+        go_back()
+        assert (ours.step(WALK[6]) == after).all()
+    ours.reset()
+    for action in WALK[:2]:
+        ours.step(action)
+    assert counters["stats"]["unique_graphs"] == 2

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from models.vae import VAEConfig
 from models.vision import VisionConfig
 from tests.tiny_world import SETTINGS
 
+FIXTURES = Path(__file__).parents[1] / "fixtures"
 BUNDLED = ("garden", "gta_drive", "templerun", "universal")
 
 
@@ -136,3 +138,10 @@ def test_binary_huge_and_unreadable_files(tmp_path: Path) -> None:
     assert "bytes long" in refusal(tmp_path / "big.yaml")
     (tmp_path / "folder.yaml").mkdir()
     assert "no world file" in refusal(tmp_path / "folder.yaml")
+
+
+def test_the_reduced_universal_is_the_published_one_with_fewer_layers() -> None:
+    """What docs/PERFORMANCE.md compares on a CPU."""
+    reduced, whole = load_config(FIXTURES / "reduced_universal.yaml"), load_config("universal")
+    assert reduced.model == replace(whole.model, num_layers=2, action=replace(whole.model.action, blocks=(0, 1)))
+    assert reduced.vae == whole.vae and (reduced.height, reduced.width, reduced.sampler) == (352, 640, whole.sampler)

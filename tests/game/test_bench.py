@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from game.cli import main
 from tests.tiny_world import write_tiny_world
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +34,29 @@ def test_the_report_as_json(world: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert data["first_frame"]["median"] > 0 and list(data["startup"]) == ["import", "load", "warm-up", "first frame"]
     efficiency = data["efficiency"]
     assert 0 < efficiency["transformer_share"] < 1.2 and efficiency["copy_gb_s"] > 0
+    assert 0 < data["present"]["median"] <= data["present"]["p99"] and "SDL dummy" in data["presented"] and "present" not in stages
     assert data["peak_bytes"]["host"] > 1e7 and data["machine"]["torch"]
+
+
+def test_without_pygame_all_but_the_window_is_measured(world: Path, tmp_path: Path) -> None:
+    """In a process that cannot import it: what a machine for measuring has is torch."""
+    (tmp_path / "pygame.py").write_text("raise ModuleNotFoundError('No module named pygame', name='pygame')")
+    words = ["bench", "--world", str(world), "--blocks", "1", "--json"]
+    code = "import sys; from game.cli import main; sys.exit(main(sys.argv[1:]))"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
+    done = subprocess.run([sys.executable, "-c", code, *words], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    data = json.loads(done.stdout)
+    assert data["present"] is None and data["presented"] == "not measured: pygame is not installed" and data["fps"] > 0
+
+
+def test_showing_pictures_leaves_the_environment_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    from game.presenting import present_seconds
+    from tests.game.fake import FakeConfig
+
+    monkeypatch.delenv("SDL_VIDEODRIVER", raising=False)
+    seconds, where = present_seconds(FakeConfig(), np.zeros((16, 32, 3), np.uint8), blocks=3)
+    assert len(seconds) == 3 and min(seconds) > 0 and "SDL_VIDEODRIVER" not in os.environ and where.startswith("a window of ")
 
 
 def test_random_weights_need_no_files(world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -75,6 +103,10 @@ def test_side_by_side(world: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 def test_compare_with_the_plain_variant(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", "--world", str(world), "--blocks", "2", "--compare", "baseline"]) == 0
     assert "x the plain variant" in capsys.readouterr().out
+    for part in ("transformer", "decoder"):
+        assert main(["bench", "--world", str(world), "--blocks", "2", "--compare", "baseline", "--part", part, "--json"]) == 0
+        data = json.loads(capsys.readouterr().out)
+        assert data["part"] == part and data["blocks"] == len(data["ratios"]) == 2 and data["ratio"] > 0
 
 
 @pytest.mark.parametrize(
@@ -84,6 +116,8 @@ def test_compare_with_the_plain_variant(world: Path, capsys: pytest.CaptureFixtu
         (["--random", "--weights", "."], "--random makes the weights itself"),
         (["--compare", "baseline", "--context", "last"], "the exact model"),
         (["--compare", "baseline", "--overlap"], "takes turns"),
+        (["--part", "decoder"], "--part goes with --compare"),
+        (["--attention", "cudnn"], "no cudnn attention for"),
         (["--blocks", "0"], "must be from 1"),
         (["--world", "nowhere"], "nowhere"),
     ],
