@@ -36,9 +36,14 @@ class Full(Exception):
 class House:
     """Belongs to the server's thread."""
 
-    def __init__(self, worlds: Worlds, limits: Limits, default_seed: int | None = None, keep: Path | None = None) -> None:
-        """``keep`` is where films and session files go that are to stay; without it they go with their session."""
-        self.worlds, self.limits = worlds, limits
+    def __init__(
+        self, worlds: Worlds, limits: Limits, default_seed: int | None = None, keep: Path | None = None, frames: str = "jpeg"
+    ) -> None:
+        """``keep`` is where films and session files go that are to stay; without it they go with their session.
+
+        ``frames``: jpeg, webp or h264, for pages that read it.
+        """
+        self.worlds, self.limits, self.frames = worlds, limits, frames
         self.model = ModelThread()
         self.encoder = Encoder()
         self.seats: dict[str, Seat] = {}

@@ -19,6 +19,7 @@ from game.serve.metrics import metrics
 from game.serve.protocol import KINDS, ProtocolError, parse
 from game.serve.seat import Seat
 from game.serve.upload import UploadError
+from game.serve.video import choose
 
 LOG = logging.getLogger("reverie.serve")
 STATIC = {
@@ -27,6 +28,7 @@ STATIC = {
     "icon.svg": "image/svg+xml",
     "app.js": "text/javascript",
     "screen.js": "text/javascript",
+    "pictures.js": "text/javascript",
     "controls.js": "text/javascript",
     "start.js": "text/javascript",
     "graph.js": "text/javascript",
@@ -189,13 +191,14 @@ class Server:
         seat = self._seat(request)
         if seat.ended_at:
             raise web.HTTPGone
-        kind = request.query.get("format", "jpeg")
-        if kind not in KINDS:
+        reads = request.query.get("format", "jpeg").split(",")
+        if not KINDS.keys() >= set(reads):
             raise web.HTTPBadRequest
         limits = self.limits
         socket = web.WebSocketResponse(max_msg_size=limits.message, heartbeat=limits.heartbeat, compress=False, timeout=3.0)
         await socket.prepare(request)
-        link = Link(socket, self.house.encoder, kind, limits)
+        kind = choose(self.house.frames, reads, seat.config.width)
+        link = Link(socket, self.house.encoder, kind, limits, seat.config.fps)
         sender = asyncio.create_task(link.run())
         seat.attach(link)
         reason = "gone"

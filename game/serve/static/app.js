@@ -2,6 +2,7 @@
 
 import { Controls, keyOf } from "./controls.js";
 import { Graph } from "./graph.js";
+import { readable } from "./pictures.js";
 import { Screen } from "./screen.js";
 import { StartPage, element } from "./start.js";
 
@@ -10,6 +11,7 @@ const KEPT = "reverie-session"; // in this tab's memory: a reload goes on with i
 const ASLEEP = "reverie-asleep"; // it was paused because nobody saw it
 const RETRY_SECONDS = 55; // the server waits for a minute
 const TOAST_MS = 4000;
+let kinds = ["jpeg", "webp"]; // of frames, that this browser reads
 
 const session = { id: null, socket: null, world: null, paused: false, slot: 1, slots: 9, film: false, lostSince: null };
 const stats = { made: null, press: null, presses: [], lost: 0, blocks: 0, frame: 0 };
@@ -18,7 +20,7 @@ const send = (message) => {
 };
 const command = (what) => send({ t: "do", do: what, slot: session.slot });
 const controls = new Controls(send);
-const screen = new Screen($("picture"), send, onFrame);
+const screen = new Screen($("picture"), send, onFrame, withoutVideo);
 const graph = new Graph($("graph"));
 const start = new StartPage(begin);
 
@@ -55,6 +57,7 @@ function enter(id) {
 function connect() {
   const address = new URL(`/sessions/${session.id}/play`, location.href);
   address.protocol = address.protocol.replace("http", "ws");
+  address.searchParams.set("format", kinds.join(","));
   const socket = new WebSocket(address);
   socket.binaryType = "arraybuffer";
   socket.onmessage = ({ data }) => (typeof data === "string" ? hear(JSON.parse(data)) : screen.receive(data));
@@ -62,6 +65,16 @@ function connect() {
     if (session.socket === socket) gone(event.code, event.reason);
   };
   session.socket = socket;
+}
+
+// H.264 that this browser said it reads, and does not: come back as one that never did.
+function withoutVideo() {
+  kinds = kinds.filter((kind) => !kind.startsWith("h264"));
+  const socket = session.socket;
+  if (!socket) return; // the next connection will say so
+  session.socket = null;
+  socket.close();
+  connect();
 }
 
 // The connection has ended: by intent, or it is tried again for as long as the server waits.
@@ -434,6 +447,7 @@ $("again").addEventListener("click", () => start.open().then(() => show("start")
 if (new URLSearchParams(location.search).has("token")) history.replaceState(null, "", location.pathname); // it is in a cookie now
 window.reverie = { screen, stats, session, controls }; // for those who want to look inside
 requestAnimationFrame(paint);
+kinds = await readable();
 const kept = sessionStorage.getItem(KEPT);
 const alive = kept && (await fetch(`/sessions/${kept}`).then((response) => (response.ok ? response.json() : null)).catch(() => null))?.playing;
 if (alive) enter(kept);
