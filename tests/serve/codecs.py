@@ -27,6 +27,10 @@ def picture(data: list[bytes]) -> np.ndarray:
     return np.stack([np.asarray(Image.open(io.BytesIO(one)).convert("RGB")) for one in data])
 
 
+def enlarged(block: np.ndarray) -> np.ndarray:
+    return np.stack([np.asarray(Image.fromarray(frame).resize((640, 352), Image.Resampling.BICUBIC)) for frame in block])
+
+
 def told(name: str, blocks: list[np.ndarray], way: Way, back: Callable[[list[bytes]], np.ndarray]) -> None:
     sizes, firsts, all_of_it, near = [], [], [], []
     for block in blocks:
@@ -48,10 +52,7 @@ def told(name: str, blocks: list[np.ndarray], way: Way, back: Callable[[list[byt
 def main() -> None:
     session = World.load("garden").session(seed=0)
     own = [session.step(Action(frozenset(keys))) for keys in SCRIPT]
-    large = [
-        np.stack([np.asarray(Image.fromarray(frame).resize((640, 352), Image.Resampling.BICUBIC)) for frame in block]) for block in own
-    ]
-    for blocks in (own, large):
+    for blocks in (own, [enlarged(block) for block in own]):
         height, width = blocks[0].shape[1:3]
         print(f"{height} x {width}, blocks of {len(blocks[1])} frames")
         for kind in ("jpeg", "webp"):

@@ -52,14 +52,16 @@ def new_decoder() -> Any:
 def decoded(units: list[bytes], decoder: Any = None) -> np.ndarray:
     """Frames [F, H, W, 3] uint8 of access units, each of which must give its own at once."""
     import av
-    from av.video.reformatter import ColorRange
+    from av.video.reformatter import ColorRange, Interpolation
+
+    rounded = Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT
 
     decoder = decoder or new_decoder()
     frames = []
     for unit in units:
         (frame,) = decoder.decode(av.Packet(unit))
         assert (frame.color_range, frame.colorspace) == (ColorRange.JPEG, MATRIX_BT601), "or a browser shows other colours"
-        frames.append(frame.to_ndarray(format="rgb24"))
+        frames.append(frame.reformat(format="rgb24", interpolation=rounded, threads=1).to_ndarray())
     return np.stack(frames)
 
 
