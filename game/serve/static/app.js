@@ -13,7 +13,7 @@ const RETRY_SECONDS = 55; // the server waits for a minute
 const TOAST_MS = 4000;
 let kinds = ["jpeg", "webp"]; // of frames, that this browser reads
 
-const session = { id: null, socket: null, world: null, paused: false, slot: 1, slots: 9, film: false, lostSince: null };
+const session = { id: null, socket: null, world: null, paused: false, slot: 1, slots: 9, saved: [], film: false, lostSince: null };
 const stats = { made: null, press: null, presses: [], lost: 0, blocks: 0, frame: 0 };
 const send = (message) => {
   if (session.socket?.readyState === WebSocket.OPEN) session.socket.send(JSON.stringify(message));
@@ -46,7 +46,7 @@ async function begin(query, file) {
 
 function enter(id) {
   session.id = id;
-  Object.assign(session, { world: null, paused: false, lostSince: null, slot: 1 });
+  Object.assign(session, { world: null, paused: false, lostSince: null, slot: 1, saved: [] });
   Object.assign(stats, { made: null, press: null, presses: [], lost: 0, blocks: 0, frame: 0 });
   $("menu").hidden = true;
   show("game");
@@ -109,6 +109,7 @@ function over(words, files) {
   $("o-session").hidden = !files?.session;
   $("o-film").href = `/sessions/${session.id}/film.mp4`;
   $("o-session").href = `/sessions/${session.id}/session.jsonl`;
+  $("o-saves").replaceChildren(...(files?.saved ?? []).map((slot) => savedGame(element("a", "Saved game", "item"), slot)));
   show("over");
   $("again").focus();
 }
@@ -130,6 +131,8 @@ function hear(message) {
     case "state":
       session.paused = message.paused;
       session.rewinding = message.rewinding;
+      session.saved = message.saved;
+      drawSaved();
       $("filming").hidden = !message.filming;
       document.body.classList.toggle("paused", message.paused);
       $("b-pause").setAttribute("aria-label", message.paused ? "Go on" : "Pause");
@@ -279,6 +282,7 @@ function drawPads() {
 
 function drawSlots() {
   session.slot = Math.min(session.slot, session.slots);
+  drawSaved();
   $("slots").replaceChildren(
     ...Array.from({ length: session.slots }, (_, index) => {
       const button = element("button", String(index + 1));
@@ -288,6 +292,35 @@ function drawSlots() {
       return button;
     }),
   );
+}
+
+// What can be taken along of the chosen slot.
+function drawSaved() {
+  $("d-save").hidden = !session.saved.includes(session.slot);
+  savedGame($("d-save"), session.slot);
+}
+
+function savedGame(link, slot) {
+  link.href = `/sessions/${session.id}/saves/${slot}`;
+  link.download = "";
+  link.replaceChildren("Saved game", element("span", `of slot ${slot}`));
+  return link;
+}
+
+// A saved game from a file takes the chosen slot, and is loaded from there.
+async function bring(file) {
+  $("saved-file").value = "";
+  if (!file) return;
+  const slot = session.slot;
+  let problem = "The server did not take the file";
+  try {
+    const response = await fetch(`/sessions/${session.id}/saves/${slot}`, { method: "PUT", body: file });
+    if (response.ok) return send({ t: "do", do: "load", slot });
+    problem = (await response.json()).error ?? problem;
+  } catch {
+    // refused in the middle of it, or nobody is there
+  }
+  toast(sentence(problem));
 }
 
 function chooseSlot(slot) {
@@ -439,6 +472,8 @@ $("b-menu").addEventListener("click", () => {
   $("menu").hidden = !$("menu").hidden;
   $("b-menu").setAttribute("aria-expanded", !$("menu").hidden);
 });
+$("m-bring").addEventListener("click", () => $("saved-file").click());
+$("saved-file").addEventListener("change", () => bring($("saved-file").files[0]));
 $("m-leave").addEventListener("click", () => command("leave"));
 $("again").addEventListener("click", () => start.open().then(() => show("start")));
 
