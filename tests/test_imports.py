@@ -24,9 +24,9 @@ ALLOWED = {
 FORBIDDEN = {
     "play": {"torch", "numpy", "pygame"},
     "game": {"torch", "torchvision", "safetensors"},
-    "engine": {"pygame", "imageio", "imageio_ffmpeg", "huggingface_hub"},
-    "models": {"pygame", "imageio", "imageio_ffmpeg", "huggingface_hub"},
-    "training": {"pygame", "huggingface_hub"},
+    "engine": {"pygame", "imageio", "imageio_ffmpeg", "huggingface_hub", "av"},
+    "models": {"pygame", "imageio", "imageio_ffmpeg", "huggingface_hub", "av"},
+    "training": {"pygame", "huggingface_hub", "av"},
 }
 
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 HOST, PORT = "127.0.0.1", 8765
 SESSIONS = 4
+FRAMES = ("jpeg", "webp", "h264")
 REWIND_MB = 128  # of each session: half a minute of the garden
 ANYWHERE = {"0.0.0.0": "every address of this machine", "::": "every address of this machine"}
 
@@ -29,13 +30,14 @@ def add_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--port", type=whole(0, 65535), metavar="N", help=f"({PORT}; 0: any that is free)")
     group.add_argument("--max-sessions", type=whole(1, 64), metavar="N", help=f"players at once, each with an own session ({SESSIONS})")
     group.add_argument("--allow-host", action="append", metavar="NAME", help="a name the server goes by, such as that of a proxy in front")
+    group.add_argument("--frames", choices=FRAMES, help=f"how pictures travel to a page that reads them so ({FRAMES[0]})")
     group.add_argument("--exact", action="store_true", help="compute every session by itself (so far it is always so)")
 
 
 def check(args: argparse.Namespace) -> None:
     """Whatever can be refused without loading anything."""
     own = {"--host": args.host, "--port": args.port, "--max-sessions": args.max_sessions, "--exact": args.exact}
-    own |= {"--allow-host": args.allow_host}
+    own |= {"--allow-host": args.allow_host, "--frames": args.frames}
     if not args.serve:
         for option, value in own.items():
             if value not in (None, False):
@@ -56,6 +58,11 @@ def check(args: argparse.Namespace) -> None:
         check_record(args.record, overwrite=True)  # each session takes a name of its own: walk.mp4, walk-2.mp4 …
     if find_spec("aiohttp") is None:
         raise UsageError("--serve needs aiohttp: pip install 'reverie[serve]'")
+    if args.frames == "h264":
+        from game.serve.video import problem
+
+        if (trouble := problem()) is not None:
+            raise UsageError(f"--frames h264 {trouble}")
     if args.rewind_mb is None:
         args.rewind_mb = REWIND_MB
     args.host, args.port = args.host or HOST, PORT if args.port is None else args.port
@@ -86,7 +93,7 @@ async def _serve(args: argparse.Namespace, worlds: Worlds) -> None:
     if sys.platform != "win32":  # there Ctrl-C ends it less politely
         for number in (signal.SIGINT, signal.SIGTERM):
             asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    house = House(worlds, Limits(sessions=args.max_sessions or SESSIONS), args.seed, args.record)
+    house = House(worlds, Limits(sessions=args.max_sessions or SESSIONS), args.seed, args.record, args.frames or FRAMES[0])
     here = is_loopback(args.host)
     names = tuple(name.lower() for name in (*(args.allow_host or ()), *(() if here else (socket.gethostname(),))))
     token = None if here and not args.allow_host else secrets.token_urlsafe(24)

@@ -26,6 +26,7 @@ from game.sessionheader import build_header
 
 LOG = logging.getLogger("reverie.serve")
 TICK = 0.5  # seconds between two looks at who is idle, has vanished, or does not move
+SAVE_HEADER = 2 << 20  # more than a saved game has beside its tensors
 REWIND_TICK = 0.03  # while somebody rewinds
 
 
@@ -36,9 +37,14 @@ class Full(Exception):
 class House:
     """Belongs to the server's thread."""
 
-    def __init__(self, worlds: Worlds, limits: Limits, default_seed: int | None = None, keep: Path | None = None) -> None:
-        """``keep`` is where films and session files go that are to stay; without it they go with their session."""
-        self.worlds, self.limits = worlds, limits
+    def __init__(
+        self, worlds: Worlds, limits: Limits, default_seed: int | None = None, keep: Path | None = None, frames: str = "jpeg"
+    ) -> None:
+        """``keep`` is where films and session files go that are to stay; without it they go with their session.
+
+        ``frames``: jpeg, webp or h264, for pages that read it.
+        """
+        self.worlds, self.limits, self.frames = worlds, limits, frames
         self.model = ModelThread()
         self.encoder = Encoder()
         self.seats: dict[str, Seat] = {}
@@ -119,6 +125,12 @@ class House:
         self.counts["started"] += 1
         seat.world.start()
         return seat
+
+    def save_limit(self, seat: Seat) -> int:
+        """Bytes that a saved game of this session's world can have at most; 0 while it is not known, or the session has ended."""
+        world = self._playing.get(seat.id)
+        state = 0 if world is None else self.worlds.offers[world].session_bytes
+        return state and state + SAVE_HEADER
 
     # ---- what happens
 

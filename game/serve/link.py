@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import io
 import json
+import logging
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,10 +19,11 @@ from PIL import Image
 
 from game.serve.limits import Limits
 from game.serve.protocol import FrameHeader, Got
+from game.serve.video import H264, SMALL
 
+LOG = logging.getLogger("reverie.serve")
 AHEAD = 2  # blocks sent whose arrival the page has not told of: the one on its way, and the one being sent
 JPEG_QUALITY, WEBP_QUALITY = 92, 90
-SMALL = 320  # pixels of width up to which colours are not thinned out: nobody saves anything there, and it shows
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,17 +36,17 @@ class Parcel:
 
 
 class Encoder:
-    """Turns frames into pictures a browser reads, on threads of its own. The codecs run without Python's lock."""
+    """Runs what turns a frame into something a browser reads, on threads of its own. The codecs run without Python's lock."""
 
     def __init__(self, threads: int = 2) -> None:
         self._pool = ThreadPoolExecutor(threads, "reverie-encode")
         self.frames = self.bytes = 0
         self.seconds = 0.0
 
-    async def encode(self, frame: np.ndarray, kind: str) -> bytes:
+    async def encode(self, work: Callable[[], bytes]) -> bytes:
         loop = asyncio.get_running_loop()
         begun = loop.time()
-        data = await loop.run_in_executor(self._pool, encode, frame, kind)
+        data = await loop.run_in_executor(self._pool, work)
         self.frames, self.bytes, self.seconds = self.frames + 1, self.bytes + len(data), self.seconds + loop.time() - begun
         return data
 
@@ -65,9 +68,11 @@ def encode(frame: np.ndarray, kind: str) -> bytes:
 class Link:
     """Sends messages and blocks in the order they were given, by one task. Belongs to the server's thread."""
 
-    def __init__(self, socket: web.WebSocketResponse, encoder: Encoder, kind: str, limits: Limits) -> None:
-        self.socket, self.kind = socket, kind
+    def __init__(self, socket: web.WebSocketResponse, encoder: Encoder, kind: str, limits: Limits, fps: float) -> None:
+        """``kind`` is that of the frames, as `game.serve.video.choose` says; a still is a JPEG where they are H.264."""
+        self.socket, self.kind, self.fps = socket, kind, fps
         self.lost = 0  # blocks
+        self._video: H264 | None = None  # made with the first block
         self._encoder, self._limits = encoder, limits
         self._outbox: deque[str | Parcel] = deque()
         self._words = 0  # messages in the outbox
@@ -140,5 +145,23 @@ class Link:
             if not parcel.wanted():  # a newer epoch has begun: the page will never have the rest
                 self.got(Got(first.epoch, first.block))
                 return
-            header = replace(first, kind=self.kind, index=index, frame=first.frame + index, lost=self.lost)
-            await self.socket.send_bytes(header.pack() + await self._encoder.encode(frame, self.kind))
+            kind, data = await self._encode(frame, first.still, index)
+            header = replace(first, kind=kind, index=index, frame=first.frame + index, lost=self.lost)
+            await self.socket.send_bytes(header.pack() + data)
+
+    async def _encode(self, frame: np.ndarray, still: bool, index: int) -> tuple[str, bytes]:
+        """Kind and bytes of a frame. Every block of H.264 begins with a key frame, so none needs one that was lost or thrown away."""
+        if self.kind.startswith("h264") and not still:
+            try:
+                return self.kind, await self._encoder.encode(partial(self._video_of, frame, index == 0))
+            except Exception as error:  # PyAV's, of whatever kind: pictures are better than none
+                LOG.warning("no H.264 for a page, it gets JPEG: %s: %s", type(error).__name__, error)
+                self.kind, self._video = "jpeg", None
+        kind = "webp" if self.kind == "webp" else "jpeg"
+        return kind, await self._encoder.encode(partial(encode, frame, kind))
+
+    def _video_of(self, frame: np.ndarray, key: bool) -> bytes:
+        """On a thread of the encoder's; one frame after the other, for `_send` waits for each."""
+        if self._video is None:
+            self._video = H264(*frame.shape[:2], self.fps, self.kind == "h264-444")
+        return self._video.encode(frame, key)

@@ -12,7 +12,7 @@ from typing import Any
 VERSION = 1
 HEADER = struct.Struct("<2sBBIIIIIIHBB")
 MAGIC = b"RV"
-KINDS = {"jpeg": 1, "webp": 2}
+KINDS = {"jpeg": 1, "webp": 2, "h264": 3, "h264-444": 4}  # H.264 with colours in half and in full size
 STILL = 1 << 7  # of ``kind``: a picture to stand still at, no part of a block
 MAX_ID = 2**32 - 1
 MAX_KEYS = 16
@@ -28,7 +28,7 @@ class ProtocolError(ValueError):
 class FrameHeader:
     """What stands before every picture, 32 bytes, little endian."""
 
-    kind: str  # jpeg or webp
+    kind: str  # one of KINDS
     still: bool
     epoch: int
     block: int

@@ -66,7 +66,8 @@ class Seat:
         self.over: str | None = None  # why it has ended
         self.ended_at = 0.0
         self.blocks = self.lost = 0
-        self._slots, self._wake = slots, wake
+        self.slots, self._wake = slots, wake
+        self._saved: list[int] = []  # slots with a saved game in them
         self._lock = threading.Lock()
         self._input = 0  # number of the newest input
         self._held: frozenset[str] = frozenset()
@@ -126,7 +127,7 @@ class Seat:
         self.link, self.left_at, self.input_at, self._input = link, None, time.monotonic(), 0
         self._told = self._loading = None
         self._finished.clear()
-        self.tell({"t": "hello", "world": world_card(self.config), "slots": self._slots, "film": self.files.film_sink is not None})
+        self.tell({"t": "hello", "world": world_card(self.config), "slots": self.slots, "film": self.files.film_sink is not None})
         self.screen.welcome()
         self._show_still()
         self.world.hold(False)
@@ -245,8 +246,8 @@ class Seat:
                 self.screen.thaw(now, until=self.world.step())
 
     def _save(self, slot: int) -> None:
-        if slot > self._slots:
-            return self.toast(f"Not saved: there is room for {self._slots} saved games here, choose slot 1 to {self._slots}")
+        if slot > self.slots:
+            return self.toast(f"Not saved: there is room for {self.slots} saved games here, choose slot 1 to {self.slots}")
         self.saves.slot = slot
         self.saves.save()
 
@@ -339,8 +340,11 @@ class Seat:
             sink.write(block)
 
     def _tell_toasts(self) -> None:
+        if self._toasts.empty():
+            return
         while not self._toasts.empty():
             self.tell({"t": "toast", "words": self._toasts.get()})
+        self.look_for_saves()  # a toast may have told of a new one
 
     def _tell_state(self) -> None:
         if self.link is None:
@@ -354,9 +358,18 @@ class Seat:
             self.tell({"t": "loading", "what": self._loading[0], "part": self._loading[1]})
         film = self.files.film_sink
         state = {"paused": self.world.paused, "rewinding": self.rewinder.words, "filming": film is not None and film.error is None}
+        state["saved"] = self._saved
         if state != self._told and self.world.progress is None:
             self._told = state
             self.tell({"t": "state", **state})
+
+    def look_for_saves(self) -> None:
+        self._saved = [slot for slot in range(1, self.slots + 1) if self.saves.path(slot).is_file()]
+
+    def may_upload(self) -> bool:
+        """Whether another saved game may be sent now; counts as a command."""
+        self.input_at = time.monotonic()
+        return self._commands.take()
 
     # ---- the end
 
@@ -382,7 +395,7 @@ class Seat:
             await asyncio.to_thread(self._close, reason)
         self._tell_toasts()
         if self.link is not None:
-            files = {"session": self.files.session_path.is_file(), "film": self.files.film_path() is not None}
+            files = {"session": self.files.session_path.is_file(), "film": self.files.film_path() is not None, "saved": self._saved}
             words = "this session broke down; others play on" if reason.startswith("failed") else reason
             self.tell({"t": "over", "reason": words, "files": files})
             self.link.close(1000, words)

@@ -5,12 +5,16 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import Awaitable, Callable
+import os
+import secrets
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import aclosing
 from importlib import resources
 from typing import Any
 
 from aiohttp import WSMsgType, web
 
+from engine import Snapshot, WorldError
 from game.serve.guard import Door, Guard
 from game.serve.house import Full, House
 from game.serve.limits import Allowance
@@ -19,6 +23,7 @@ from game.serve.metrics import metrics
 from game.serve.protocol import KINDS, ProtocolError, parse
 from game.serve.seat import Seat
 from game.serve.upload import UploadError
+from game.serve.video import choose
 
 LOG = logging.getLogger("reverie.serve")
 STATIC = {
@@ -27,6 +32,7 @@ STATIC = {
     "icon.svg": "image/svg+xml",
     "app.js": "text/javascript",
     "screen.js": "text/javascript",
+    "pictures.js": "text/javascript",
     "controls.js": "text/javascript",
     "start.js": "text/javascript",
     "graph.js": "text/javascript",
@@ -63,6 +69,7 @@ class Server:
             ("GET", "/sessions/{id}/session.jsonl", self._session_file),
             ("GET", "/sessions/{id}/film.mp4", self._film),
             ("GET", "/sessions/{id}/saves/{slot}", self._saved),
+            ("PUT", "/sessions/{id}/saves/{slot}", self._take_save),
         ]
         for method, path, handler in routes:
             self.app.router.add_route(method, path, handler)
@@ -149,33 +156,39 @@ class Server:
         return web.json_response({"session": seat.id, "resume": self.limits.vanished})
 
     async def _upload(self, request: web.Request) -> bytes | None:
-        """The body, as far as it may go: what says that it is too large is not read at all."""
-        limit = self.limits.upload
-        if not request.can_read_body:
-            return None
+        """The start picture in the body, if there is one."""
+        data = bytearray()
+        if request.can_read_body:
+            async with aclosing(self._body(request, self.limits.upload, "the picture")) as chunks:
+                async for chunk in chunks:
+                    data += chunk
+        return bytes(data) or None
+
+    async def _body(self, request: web.Request, limit: int, what: str) -> AsyncIterator[bytes]:
+        """The body as it comes, as far as it may go: what says that it is too large is not read at all. Raises Full, UploadError, 413."""
         if (request.content_length or 0) > limit:
-            self._too_large(request, limit)
+            self._too_large(request, limit, what)
         if self._readings >= 4:
-            raise Full("other start pictures are being received; try again in a moment")
+            raise Full("other uploads are being received; try again in a moment")
         self.house.counts["uploads"] += 1
         self._readings += 1
-        data = bytearray()
+        size = 0
         try:
             async with asyncio.timeout(self.limits.upload_seconds):
                 async for chunk in request.content.iter_chunked(1 << 16):
-                    data += chunk
-                    if len(data) > limit:
-                        self._too_large(request, limit)
+                    size += len(chunk)
+                    if size > limit:
+                        self._too_large(request, limit, what)
+                    yield chunk
         except TimeoutError:
-            raise UploadError("the picture took too long to arrive") from None
+            raise UploadError(f"{what} took too long to arrive") from None
         finally:
             self._readings -= 1
-        return bytes(data) or None
 
-    def _too_large(self, request: web.Request, limit: int) -> None:
+    def _too_large(self, request: web.Request, limit: int, what: str) -> None:
         self.house.counts["uploads refused"] += 1
         LOG.info("upload refused: too large")
-        body = json.dumps({"error": f"the picture is too large; at most {limit // 1_000_000} MB are taken"})
+        body = json.dumps({"error": f"{what} is too large; at most {limit // 1_000_000} MB are taken"})
         refusal = web.HTTPRequestEntityTooLarge(limit, request.content_length or 0, text=body, content_type="application/json")
         refusal.force_close()  # the rest is not read
         raise refusal
@@ -189,13 +202,14 @@ class Server:
         seat = self._seat(request)
         if seat.ended_at:
             raise web.HTTPGone
-        kind = request.query.get("format", "jpeg")
-        if kind not in KINDS:
+        reads = request.query.get("format", "jpeg").split(",")
+        if not KINDS.keys() >= set(reads):
             raise web.HTTPBadRequest
         limits = self.limits
         socket = web.WebSocketResponse(max_msg_size=limits.message, heartbeat=limits.heartbeat, compress=False, timeout=3.0)
         await socket.prepare(request)
-        link = Link(socket, self.house.encoder, kind, limits)
+        kind = choose(self.house.frames, reads, seat.config.width)
+        link = Link(socket, self.house.encoder, kind, limits, seat.config.fps)
         sender = asyncio.create_task(link.run())
         seat.attach(link)
         reason = "gone"
@@ -266,6 +280,49 @@ class Server:
         if not path.is_file():
             raise web.HTTPNotFound
         return web.FileResponse(path, headers=_attachment(path.name) | {"Content-Type": "application/octet-stream"})
+
+    # ---- a saved game that somebody sends
+
+    async def _take_save(self, request: web.Request) -> web.StreamResponse:
+        """The body becomes the saved game of a slot. Whether it can be loaded is found out when it is (`Snapshot.load`)."""
+        seat, slot = self._seat(request), self._number(request.match_info["slot"], 10)
+        limit = self.house.save_limit(seat)
+        if seat.ended_at or not limit:
+            raise web.HTTPGone
+        if not 1 <= slot <= seat.slots:
+            return _refusal(400, f"there is room for {seat.slots} saved games here, choose slot 1 to {seat.slots}")
+        if not seat.may_upload():
+            return _refusal(429, "too many at once; try again in a moment")
+        try:
+            await self._receive_save(request, seat, slot, limit)
+        except Full as full:
+            return _refusal(503, str(full))
+        except UploadError as error:
+            self.house.counts["uploads refused"] += 1
+            LOG.info("upload refused: %s", error)
+            return _refusal(415, str(error))
+        seat.look_for_saves()
+        seat.turn_soon()
+        return web.json_response({"slot": slot})
+
+    async def _receive_save(self, request: web.Request, seat: Seat, slot: int, limit: int) -> None:
+        """Into a file of our own, which takes the slot's place when it is whole and of this world by its header."""
+        path = seat.saves.path(slot)
+        part = path.with_name(f"upload-{secrets.token_hex(8)}")
+        try:
+            await asyncio.to_thread(path.parent.mkdir, exist_ok=True)
+            with open(part, "xb") as file:
+                async with aclosing(self._body(request, limit, "the saved game")) as chunks:
+                    async for chunk in chunks:
+                        await asyncio.to_thread(file.write, chunk)
+            await asyncio.to_thread(Snapshot.check_name, part, seat.config)
+            os.replace(part, path)
+        except WorldError:  # its words say where the file lies
+            raise UploadError(f"this is no saved game of the world {seat.config.name}") from None
+        except FileNotFoundError:  # the session has ended meanwhile, and its folder with it
+            raise web.HTTPGone from None
+        finally:
+            part.unlink(missing_ok=True)
 
     def _seat(self, request: web.Request) -> Seat:
         """By the id in the address, which nobody can guess."""

@@ -32,10 +32,10 @@ def tiny_worlds(yaml: Path, **options: Any) -> Worlds:
 
 @asynccontextmanager
 async def served(
-    worlds: Worlds, token: str | None = None, keep: Path | None = None, seed: int | None = None, **limits: Any
+    worlds: Worlds, token: str | None = None, keep: Path | None = None, seed: int | None = None, frames: str = "jpeg", **limits: Any
 ) -> AsyncIterator[Site]:
     """A running server; all of it is gone afterwards."""
-    house = House(worlds, Limits(**limits), seed, keep)
+    house = House(worlds, Limits(**limits), seed, keep, frames)
     server = Server(house, Guard("127.0.0.1" if token is None else "0.0.0.0", token))
     port = await server.listen("127.0.0.1", 0)
     client = aiohttp.ClientSession(f"http://127.0.0.1:{port}", headers={"Origin": f"http://127.0.0.1:{port}"})
@@ -83,9 +83,10 @@ class Site:
             return answer["session"]
 
     @asynccontextmanager
-    async def player(self, id: str | None = None, **query: Any) -> AsyncIterator[Player]:
+    async def player(self, id: str | None = None, reads: str = "jpeg", **query: Any) -> AsyncIterator[Player]:
+        """``reads``: the kinds of frames, as the page tells them."""
         id = id or await self.begin(**query)
-        async with self.client.ws_connect(f"/sessions/{id}/play", max_msg_size=1 << 22) as socket:
+        async with self.client.ws_connect(f"/sessions/{id}/play?format={reads}", max_msg_size=1 << 22) as socket:
             player = Player(self, id, socket)
             task = asyncio.create_task(player.run())
             try:
@@ -119,7 +120,8 @@ class Player:
         self.latencies: list[float] = []
         self.state: dict[str, Any] = {}
         self.closed: int | None = None
-        self.reads = True
+        self.tells = True  # of blocks that have arrived
+        self.untold: list[dict[str, Any]] = []
         self.epoch = 0
         self._frozen, self._until = False, None
         self._origin: float | None = None
@@ -185,9 +187,15 @@ class Player:
             return
         self.pictures.setdefault((header.epoch, header.block), []).append(picture)
         if header.index == header.count - 1:
-            await self.send({"t": "got", "epoch": header.epoch, "block": header.block})
+            self.untold.append({"t": "got", "epoch": header.epoch, "block": header.block})
+            await self.tell()
         if header.index == 0 and header.epoch == self.epoch:
             asyncio.get_running_loop().create_task(self._show(header))
+
+    async def tell(self) -> None:
+        """Of the blocks that have arrived, unless that is held back."""
+        while self.tells and self.untold:
+            await self.send(self.untold.pop(0))
 
     async def _show(self, header: FrameHeader) -> None:
         while self._frozen and self._until is None and header.epoch == self.epoch:  # kept until it is to go on

@@ -121,6 +121,27 @@ def test_save_then_load_gives_the_same_next_frames(page: Page) -> None:
     assert_same(page.seen(), 0, 1)
 
 
+def test_a_saved_game_is_downloaded_and_brought_to_the_next_session(page: Page, running: Running) -> None:
+    page.play(seed="5")
+    page.blocks(3)
+    page.click("b-menu")
+    assert not page.chrome.find_element("id", "d-save").is_displayed()
+    page.key("F2", "F2")
+    page.until("!document.getElementById('d-save').hidden")
+    for old in page.downloads.iterdir():
+        old.unlink()
+    path = page.download("d-save", ".safetensors")
+    page.click("m-leave")
+    page.until("!document.getElementById('over').hidden")
+    assert page.value("document.querySelector('#o-saves a').textContent") == "Saved gameof slot 1"
+    page.open(running.url)
+    page.play(seed="6")
+    page.blocks(1)
+    page.chrome.find_element("id", "saved-file").send_keys(str(path))
+    page.until("document.getElementById('toasts').textContent.includes('Loaded slot 1: block')")
+    page.until("reverie.screen.epoch === 1 && reverie.screen.block >= 3")
+
+
 def test_backspace_goes_back(page: Page) -> None:
     page.play()
     page.blocks(8)

@@ -215,6 +215,7 @@ def test_memory_of_a_session_is_known_before_there_is_one(tiny: Path, tmp_path: 
     ("--host 0.0.0.0", "--host goes with --serve"),
     ("--max-sessions 3", "goes with --serve"),
     ("--exact", "goes with --serve"),
+    ("--frames webp", "--frames goes with --serve"),
     ("--serve --headless", "--serve does not go with --headless"),
     ("--serve --script w", "--serve does not go with --script"),
     ("--serve --load x", "--serve does not go with --load"),

@@ -61,7 +61,7 @@ def test_a_session_of_everything_replays_bit_for_bit(
             await player.do("leave")
             await player.until(lambda: player.closed is not None)
             (last,) = [message for message in player.messages if message["t"] == "over"]
-            assert last == {"t": "over", "reason": "left", "files": {"session": True, "film": True}}
+            assert last == {"t": "over", "reason": "left", "files": {"session": True, "film": True, "saved": [2]}}
             whole = tmp_path / "whole.session.jsonl"
             whole.write_bytes(await site.get(f"/sessions/{player.id}/session.jsonl"))
             (tmp_path / "whole.mp4").write_bytes(await site.get(f"/sessions/{player.id}/film.mp4"))
@@ -129,6 +129,36 @@ def test_an_upload_becomes_the_start_picture(worlds: Worlds, tiny: Path, tmp_pat
     assert replay(tiny, tmp_path / "session.jsonl") == 0, "the picture travels in the session file"
     assert replay(tiny, tmp_path / "session.jsonl", "--start", tmp_path / "photo.png") == 0
     capsys.readouterr()
+
+
+def test_a_saved_game_is_taken_along_and_brought_to_another_session(
+    worlds: Worlds, tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async def play() -> None:
+        async with served(worlds) as site:
+            async with site.player(seed=7) as player:
+                await player.hold("w")
+                await player.blocks(3)
+                assert player.state["saved"] == []
+                await player.do("save", slot=2)
+                await player.until(lambda: player.state["saved"] == [2])
+                saved = await download(site, player.id, tmp_path, "saves/2")
+                await player.until(lambda: len(player.pictures.get((0, 7), ())) == 12)
+            async with site.player(seed=1) as other:
+                await other.hold("w")
+                await other.blocks(2)
+                async with site.client.put(f"/sessions/{other.id}/saves/1", data=saved.read_bytes()) as response:
+                    assert response.status == 200 and await response.json() == {"slot": 1}
+                await other.until(lambda: other.state["saved"] == [1])
+                await other.do("load", slot=1)
+                await other.until(lambda: len(other.pictures.get((1, 7), ())) == 12)
+                assert other.toasts[0].startswith("Loaded slot 1: block ")
+                assert other.pictures[1, 7] == player.pictures[0, 7] and (1, 0) not in other.pictures
+                await download(site, other.id, tmp_path)
+
+    asyncio.run(play())
+    assert replay(tiny, tmp_path / "session.jsonl", "--snapshot", tmp_path / "saves-2") == 0
+    assert "every frame as recorded" in capsys.readouterr().out
 
 
 def test_webp_where_the_page_asks_for_it(worlds: Worlds) -> None:

@@ -506,3 +506,53 @@ def test_who_does_nothing_for_long_has_to_go(worlds: Worlds) -> None:
             assert player.messages[-1]["reason"] == "idle" and site.house.playing == 0
 
     asyncio.run(play())
+
+
+def test_what_is_no_saved_game_of_this_world_is_refused_or_not_loaded(worlds: Worlds, caplog: pytest.LogCaptureFixture) -> None:
+    async def play() -> None:
+        async with served(worlds) as site, somebody_plays(site), site.player() as player:
+            await player.blocks(2)
+            await player.do("save", slot=3)
+            await player.until(lambda: player.state.get("saved") == [3])
+            good = await site.get(f"/sessions/{player.id}/saves/3")
+            limit = site.house.save_limit(site.house.seats[player.id])
+            assert len(good) < limit < len(good) * 2 + (4 << 20)
+
+            async def put(body: bytes, slot: object = 1, id: str = player.id) -> tuple[int, str]:
+                async with site.client.put(f"/sessions/{id}/saves/{slot}", data=body) as response:
+                    return response.status, await response.text()
+
+            other = good.replace(b'\\"world\\": \\"tiny\\"', b'\\"world\\": \\"tony\\"')
+            assert other != good
+            for body in (b"", b"<html>", bytes(1000), good[:500], other, b"\xff" * 100_000):
+                status, words = await put(body)
+                assert status == 415 and "this is no saved game of the world tiny" in words, words
+            assert (await put(good, 0))[0] == (await put(good, 10))[0] == (await put(good, "..%2f1"))[0] == 400
+            assert (await put(good, 1, "guess"))[0] == 404
+            assert (await put(bytes(limit + 1)))[0] == 413
+            await asyncio.sleep(2)  # there were so many that they had to be fewer
+
+            async def endless() -> AsyncIterator[bytes]:  # without a length
+                while True:
+                    yield bytes(1 << 16)
+
+            async with site.client.put(f"/sessions/{player.id}/saves/1", data=endless()) as response:
+                assert response.status == 413
+            assert player.state["saved"] == [3] and await site.get(f"/sessions/{player.id}/saves/3") == good
+            damaged = bytearray(good)
+            damaged[-5] ^= 1
+            assert (await put(bytes(damaged)))[0] == 200
+            player.toasts.clear()
+            await player.do("load", slot=1)
+            await player.until(lambda: player.toasts)
+            assert player.toasts[0].startswith("Not loaded: ") and "damaged" in player.toasts[0]
+            assert str(site.house._folder) not in player.toasts[0]
+            for _ in range(20):
+                status, _ = await put(b"")
+            assert status == 429
+            names = sorted(path.name for path in site.house.seats[player.id].saves.folder.iterdir())
+            assert names == ["tiny-1.safetensors", "tiny-3.safetensors"], "nothing is left of what was refused"
+
+    with caplog.at_level(logging.INFO):
+        asyncio.run(play())
+    assert "upload refused: this is no saved game of the world tiny" in caplog.messages

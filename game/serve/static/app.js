@@ -2,6 +2,7 @@
 
 import { Controls, keyOf } from "./controls.js";
 import { Graph } from "./graph.js";
+import { readable } from "./pictures.js";
 import { Screen } from "./screen.js";
 import { StartPage, element } from "./start.js";
 
@@ -10,15 +11,16 @@ const KEPT = "reverie-session"; // in this tab's memory: a reload goes on with i
 const ASLEEP = "reverie-asleep"; // it was paused because nobody saw it
 const RETRY_SECONDS = 55; // the server waits for a minute
 const TOAST_MS = 4000;
+let kinds = ["jpeg", "webp"]; // of frames, that this browser reads
 
-const session = { id: null, socket: null, world: null, paused: false, slot: 1, slots: 9, film: false, lostSince: null };
+const session = { id: null, socket: null, world: null, paused: false, slot: 1, slots: 9, saved: [], film: false, lostSince: null };
 const stats = { made: null, press: null, presses: [], lost: 0, blocks: 0, frame: 0 };
 const send = (message) => {
   if (session.socket?.readyState === WebSocket.OPEN) session.socket.send(JSON.stringify(message));
 };
 const command = (what) => send({ t: "do", do: what, slot: session.slot });
 const controls = new Controls(send);
-const screen = new Screen($("picture"), send, onFrame);
+const screen = new Screen($("picture"), send, onFrame, withoutVideo);
 const graph = new Graph($("graph"));
 const start = new StartPage(begin);
 
@@ -44,7 +46,7 @@ async function begin(query, file) {
 
 function enter(id) {
   session.id = id;
-  Object.assign(session, { world: null, paused: false, lostSince: null, slot: 1 });
+  Object.assign(session, { world: null, paused: false, lostSince: null, slot: 1, saved: [] });
   Object.assign(stats, { made: null, press: null, presses: [], lost: 0, blocks: 0, frame: 0 });
   $("menu").hidden = true;
   show("game");
@@ -55,6 +57,7 @@ function enter(id) {
 function connect() {
   const address = new URL(`/sessions/${session.id}/play`, location.href);
   address.protocol = address.protocol.replace("http", "ws");
+  address.searchParams.set("format", kinds.join(","));
   const socket = new WebSocket(address);
   socket.binaryType = "arraybuffer";
   socket.onmessage = ({ data }) => (typeof data === "string" ? hear(JSON.parse(data)) : screen.receive(data));
@@ -62,6 +65,16 @@ function connect() {
     if (session.socket === socket) gone(event.code, event.reason);
   };
   session.socket = socket;
+}
+
+// H.264 that this browser said it reads, and does not: come back as one that never did.
+function withoutVideo() {
+  kinds = kinds.filter((kind) => !kind.startsWith("h264"));
+  const socket = session.socket;
+  if (!socket) return; // the next connection will say so
+  session.socket = null;
+  socket.close();
+  connect();
 }
 
 // The connection has ended: by intent, or it is tried again for as long as the server waits.
@@ -96,6 +109,7 @@ function over(words, files) {
   $("o-session").hidden = !files?.session;
   $("o-film").href = `/sessions/${session.id}/film.mp4`;
   $("o-session").href = `/sessions/${session.id}/session.jsonl`;
+  $("o-saves").replaceChildren(...(files?.saved ?? []).map((slot) => savedGame(element("a", "Saved game", "item"), slot)));
   show("over");
   $("again").focus();
 }
@@ -117,6 +131,8 @@ function hear(message) {
     case "state":
       session.paused = message.paused;
       session.rewinding = message.rewinding;
+      session.saved = message.saved;
+      drawSaved();
       $("filming").hidden = !message.filming;
       document.body.classList.toggle("paused", message.paused);
       $("b-pause").setAttribute("aria-label", message.paused ? "Go on" : "Pause");
@@ -266,6 +282,7 @@ function drawPads() {
 
 function drawSlots() {
   session.slot = Math.min(session.slot, session.slots);
+  drawSaved();
   $("slots").replaceChildren(
     ...Array.from({ length: session.slots }, (_, index) => {
       const button = element("button", String(index + 1));
@@ -275,6 +292,35 @@ function drawSlots() {
       return button;
     }),
   );
+}
+
+// What can be taken along of the chosen slot.
+function drawSaved() {
+  $("d-save").hidden = !session.saved.includes(session.slot);
+  savedGame($("d-save"), session.slot);
+}
+
+function savedGame(link, slot) {
+  link.href = `/sessions/${session.id}/saves/${slot}`;
+  link.download = "";
+  link.replaceChildren("Saved game", element("span", `of slot ${slot}`));
+  return link;
+}
+
+// A saved game from a file takes the chosen slot, and is loaded from there.
+async function bring(file) {
+  $("saved-file").value = "";
+  if (!file) return;
+  const slot = session.slot;
+  let problem = "The server did not take the file";
+  try {
+    const response = await fetch(`/sessions/${session.id}/saves/${slot}`, { method: "PUT", body: file });
+    if (response.ok) return send({ t: "do", do: "load", slot });
+    problem = (await response.json()).error ?? problem;
+  } catch {
+    // refused in the middle of it, or nobody is there
+  }
+  toast(sentence(problem));
 }
 
 function chooseSlot(slot) {
@@ -426,6 +472,8 @@ $("b-menu").addEventListener("click", () => {
   $("menu").hidden = !$("menu").hidden;
   $("b-menu").setAttribute("aria-expanded", !$("menu").hidden);
 });
+$("m-bring").addEventListener("click", () => $("saved-file").click());
+$("saved-file").addEventListener("change", () => bring($("saved-file").files[0]));
 $("m-leave").addEventListener("click", () => command("leave"));
 $("again").addEventListener("click", () => start.open().then(() => show("start")));
 
@@ -434,6 +482,7 @@ $("again").addEventListener("click", () => start.open().then(() => show("start")
 if (new URLSearchParams(location.search).has("token")) history.replaceState(null, "", location.pathname); // it is in a cookie now
 window.reverie = { screen, stats, session, controls }; // for those who want to look inside
 requestAnimationFrame(paint);
+kinds = await readable();
 const kept = sessionStorage.getItem(KEPT);
 const alive = kept && (await fetch(`/sessions/${kept}`).then((response) => (response.ok ? response.json() : null)).catch(() => null))?.playing;
 if (alive) enter(kept);

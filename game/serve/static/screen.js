@@ -1,7 +1,9 @@
 // The picture: takes frames off the wire and shows each when it is due. The counterpart of game/presenter.py.
 
+import { Pictures } from "./pictures.js";
+
 const HEADER = 32;
-const KINDS = { 1: "image/jpeg", 2: "image/webp" };
+const KINDS = { 1: "jpeg", 2: "webp", 3: "h264", 4: "h264-444" };
 const SHARP = 4; // the picture is drawn up to so many times larger before the browser scales it
 const RATE_SPAN = 2000; // ms that the frame rate is measured over
 
@@ -10,7 +12,7 @@ export function readHeader(buffer) {
   if (buffer.byteLength <= HEADER || view.getUint16(0) !== 0x5256 || view.getUint8(2) !== 1) return null;
   const kind = view.getUint8(3);
   return {
-    type: KINDS[kind & 127],
+    kind: KINDS[kind & 127],
     still: kind > 127,
     epoch: view.getUint32(4, true),
     block: view.getUint32(8, true),
@@ -24,24 +26,13 @@ export function readHeader(buffer) {
   };
 }
 
-// A picture that can be drawn and closed. WebCodecs decodes from memory; where it is missing (pages that came over plain HTTP
-// from another machine) a Blob takes a way through the browser's other process.
-async function decode(data, type) {
-  if (!window.ImageDecoder) return createImageBitmap(new Blob([data], { type }));
-  const decoder = new ImageDecoder({ data, type });
-  try {
-    return (await decoder.decode()).image;
-  } finally {
-    decoder.close();
-  }
-}
-
 export class Screen {
-  // `send` sends a message to the server; `onFrame(frame, now)` is called for each frame shown.
-  constructor(canvas, send, onFrame) {
+  // `send` sends a message to the server; `onFrame(frame, now)` is called for each frame shown; `onBroken()` when H.264 cannot be read.
+  constructor(canvas, send, onFrame, onBroken) {
     this.canvas = canvas;
     this.send = send;
     this.onFrame = onFrame;
+    this.pictures = new Pictures(onBroken);
     this.context = canvas.getContext("2d", { alpha: false });
     this.fps = 16;
     this.epoch = 0;
@@ -108,7 +99,7 @@ export class Screen {
     const current = frame.epoch === this.epoch;
     if (current && !frame.still) this.queue.push(frame);
     try {
-      frame.bitmap = await decode(buffer.slice(HEADER), frame.type);
+      frame.bitmap = await this.pictures.decode(buffer.slice(HEADER), frame);
       frame.ready = performance.now();
     } catch {
       this.queue = this.queue.filter((other) => other !== frame);
