@@ -26,7 +26,7 @@ def option(job: make_garden.Job, name: str) -> str:
 
 
 def test_from_nothing(tmp_path: Path) -> None:
-    jobs = plan(tmp_path, "cpu", budgets([], "cpu", False), from_shipped=False)
+    jobs = plan(tmp_path, "cpu", budgets(["forcing=220", "rollout=60"], "cpu", False), from_shipped=False)
     assert names(jobs) == ["vae", "streams", "export", "forcing", "rollout", "decoder", "export", "export"]
     made, forcing, rollout, decoder = jobs[2].arguments[-1], jobs[3], jobs[4], jobs[5]
     assert option(forcing, "--vae") == option(rollout, "--vae") == option(decoder, "--vae") == made
@@ -37,13 +37,15 @@ def test_from_nothing(tmp_path: Path) -> None:
 
 
 def test_from_what_is_shipped(tmp_path: Path) -> None:
-    jobs = plan(tmp_path, "cuda", budgets(["forcing=7.5", "decoder=0"], "cuda", True), from_shipped=True, seed=4)
+    jobs = plan(tmp_path, "cuda", budgets(["forcing=7.5", "rollout=5", "decoder=0"], "cuda", True), from_shipped=True, seed=4)
     assert names(jobs) == ["forcing", "rollout", "export"]
     assert option(jobs[0], "--start-from") == str(SHIPPED / "dit.safetensors") and option(jobs[0], "--vae") == str(
         SHIPPED / "vae.safetensors"
     )
     assert [option(job, "--seed") for job in jobs[:2]] == ["4", "5"] and option(jobs[0], "--minutes") == "7.5"
-    only = plan(tmp_path, "cpu", budgets(["forcing=0", "rollout=0"], "cpu", True), from_shipped=True)
+    without = plan(tmp_path, "cpu", budgets([], "cpu", True), from_shipped=True)
+    assert names(without) == ["forcing", "decoder", "export", "export"] and option(without[1], "--dit") == option(without[0], "--out")
+    only = plan(tmp_path, "cpu", budgets(["forcing=0"], "cpu", True), from_shipped=True)
     assert names(only) == ["decoder", "export"] and option(only[0], "--dit") == str(SHIPPED / "dit.safetensors")
 
 
