@@ -6,8 +6,9 @@
 
 Stages: vae, streams (the VAE on long clips), forcing, rollout, decoder (on imagined latents), then the evaluation of what came of it
 beside what is shipped. 0 minutes leave a stage out; rollouts on the truth are left out unless asked for, because they bring the
-model nearer to the truth and make its pictures softer (docs/GARDEN.md). The same command again goes on where the last one stopped, in the middle of a
-stage if need be. What it makes is a world: `python play.py --world runs/garden/garden.yaml`. No file of it is larger than 16 MiB.
+model nearer to the truth and make its pictures softer (docs/GARDEN.md). The same command again goes on where the last one stopped, in
+the middle of a stage if need be. What it makes is a world: `python play.py --world runs/garden/garden.yaml`. No file of it is larger
+than 16 MiB.
 
 The budgets for a GPU are a plan: no GPU has run them yet.
 """
