@@ -11,6 +11,7 @@ import pytest
 
 from engine import compile_world
 from tests.gpu_table import Place, rows, run_row, table
+from tests.long import LONG
 from tests.tiny_world import write_tiny_world
 
 
@@ -42,6 +43,7 @@ def test_every_row_at_the_smallest(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert text.count("\n| ") >= 15 and "≥ 60 fps" in text and "TFLOP/s" in text
 
 
+@pytest.mark.skipif(not LONG, reason="two processes that import torch, half a minute on a busy core: REVERIE_LONG=1")
 def test_a_row_in_its_own_process(tmp_path: Path) -> None:
     place = Place(str(write_tiny_world(tmp_path, change=tiny_decoder)), "cpu", "float32", 1)
     chosen = {row.name: row for row in rows()}
