@@ -18,9 +18,9 @@ from torch import Tensor
 from engine.clock import BlockClock
 from engine.conditioning import ConditionRing, Rows, StartCondition, Windows
 from engine.sampler import BlockSampler, SeededNoise
+from models.causal_cache import CompiledPixels
 from models.errors import WorldError, one_line
 from models.filecache import cache_folder
-from models.vae import CompiledPixels
 
 if TYPE_CHECKING:
     from engine.world import Progress, World

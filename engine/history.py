@@ -18,9 +18,10 @@ from torch import Tensor
 
 from engine.clock import BlockClock
 from engine.conditioning import ConditionRing
+from models.causal_cache import CausalCache
 from models.kv_cache import DiTCache
 from models.taehv import TAEHV
-from models.vae import VAE, CausalCache
+from models.vae import VAE
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

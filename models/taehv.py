@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.vae import CausalCache, CompiledPixels
+from models.causal_cache import CausalCache, CompiledPixels
 
 TRIMMED = 3  # frames of the very first latent that are thrown away: T latents give 4T - 3
 

@@ -20,8 +20,8 @@ from engine import Action, World
 from engine.clock import BlockClock
 from engine.conditioning import ConditionRing, Windows
 from engine.sampler import BlockSampler, SeededNoise
+from models.causal_cache import CausalCache
 from models.kv_cache import DiTCache
-from models.vae import CausalCache
 
 SEEDS = (1, 2)
 KEYS = ("w", "wl")  # what the two players hold
