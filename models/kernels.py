@@ -51,15 +51,14 @@ def by_hand(q: Tensor, k: Tensor) -> bool:
 
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """softmax(q k^T / sqrt(head_dim)) v; all [B, heads, tokens, head_dim]."""
-    if _plain_products and _plays_half(q, *HALF):
-        if MANY_KEYS[0] <= k.shape[2] <= MANY_KEYS[1]:
-            return torch.bmm(_scores(q, k).softmax(-1), v.flatten(0, 1)).view(*q.shape[:3], v.shape[-1])
-        if q.shape[2] <= FEW_QUERIES and k.shape[2] < MANY_KEYS[0]:  # over time at each place: thousands of tiny products
-            scores, values = _scores(q, k).float(), v.flatten(0, 1)
-            weights = scores.sub_(scores.amax(-1, keepdim=True)).exp_()  # torch's softmax takes three times as long for short rows
-            sums = weights.sum(-1, keepdim=True)
-            return torch.bmm(weights.to(v.dtype), values).div_(sums).view(*q.shape[:3], v.shape[-1])
-    return F.scaled_dot_product_attention(q, k, v)
+    if not by_hand(q, k):
+        return F.scaled_dot_product_attention(q, k, v)
+    if k.shape[2] >= MANY_KEYS[0]:
+        return torch.bmm(_scores(q, k).softmax(-1), v.flatten(0, 1)).view(*q.shape[:3], v.shape[-1])
+    scores, values = _scores(q, k).float(), v.flatten(0, 1)  # over time at each place: thousands of tiny products
+    weights = scores.sub_(scores.amax(-1, keepdim=True)).exp_()  # torch's softmax takes three times as long for short rows
+    sums = weights.sum(-1, keepdim=True)
+    return torch.bmm(weights.to(v.dtype), values).div_(sums).view(*q.shape[:3], v.shape[-1])
 
 
 def _scores(q: Tensor, k: Tensor) -> Tensor:
