@@ -46,15 +46,20 @@ class BlockSampler:
         self.sigmas = self.schedule.sigma(torch.tensor(self.timesteps)).tolist()
         self._shared: tuple[Windows, Given] | None = None
 
-    def denoise(self, clock: BlockClock, cache: DiTCache, condition: Tensor, windows: Windows, noise: NoiseSource) -> Iterator[Tensor]:
+    def denoise(
+        self, clock: BlockClock, cache: DiTCache, condition: Tensor, windows: Windows, noise: NoiseSource, first: int = 0,
+        x0: Tensor | None = None,
+    ) -> Iterator[Tensor]:  # fmt: skip
         """Yield x0 `[1, z, n, h, w]` float32 after each pass; the last is the block's latents.
 
         ``condition`` `[1, 4 + z, n, h, w]` is the block's `cond_concat`. Each pass overwrites the same cache slots, so
-        the block may be dropped, or begun again, at any point.
+        the block may be dropped, or begun again, at any point. Only a training begins at a ``first`` pass other than 0, with an
+        ``x0`` in place of what the passes before it would have found.
         """
         shape = (1, self.dit.config.out_dim, clock.n, *condition.shape[3:])
-        x0 = None
-        for step, (timestep, sigma) in enumerate(zip(self.timesteps, self.sigmas, strict=True)):
+        x0 = x0 if first else None
+        for step in range(first, len(self.timesteps)):
+            timestep, sigma = self.timesteps[step], self.sigmas[step]
             fresh = noise.noise(clock, step, shape).to(condition.device, non_blocking=True)
             x = fresh if x0 is None else add_noise(x0, fresh, sigma)
             output = self._run(x, timestep, clock, cache, condition, windows)

@@ -38,7 +38,8 @@ class ForcingSettings:
     forcing), or "all" of the window, past and future (a teacher for the scores). ``levels``: the sampler's "steps", drawn with
     ``step_weights``, or "uniform" over ``range`` of the schedule; per block, or one for the window (``shared``). ``space``: what
     the error is measured in; ``weighting`` over noise levels. ``context_noise``: the most noise (standard deviation) added to
-    clean context. ``drop_actions``: share of samples that see no action, for guidance.
+    clean context. ``drop_actions``: share of samples that see no action, for guidance. ``resampling``: share of the iterations whose clean
+    context is what the model makes of it (`objectives/resampling.py`), each block begun at a pass drawn with ``begin_weights``.
     """
 
     context: Literal["clean", "noisy", "all"] = "clean"
@@ -50,14 +51,21 @@ class ForcingSettings:
     weighting: Literal["uniform", "bell", "min_snr"] = "uniform"
     context_noise: float = 0.0
     drop_actions: float = 0.0
+    resampling: float = 0.0
+    begin_weights: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         _between(0, self.range[0], self.range[1], "the beginning of range")
         _between(0, self.range[1], 1, "the end of range")
         _between(0, self.drop_actions, 1, "drop_actions")
         _between(0, self.context_noise, 10, "context_noise")
-        if any(weight < 0 for weight in self.step_weights) or (self.step_weights and not sum(self.step_weights)):
-            raise ValueError(f"step_weights must be positive, got {list(self.step_weights)}")
+        _between(0, self.resampling, 1, "resampling")
+        for name in ("step_weights", "begin_weights"):
+            weights = getattr(self, name)
+            if any(weight < 0 for weight in weights) or (weights and not sum(weights)):
+                raise ValueError(f"{name} must be positive, got {list(weights)}")
+        if self.resampling and self.context != "clean":
+            raise ValueError(f"resampling makes a clean context, and context is {self.context!r}")
 
 
 @dataclass(frozen=True)

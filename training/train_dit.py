@@ -21,14 +21,17 @@ from models.dit import DiT
 from models.flow import FlowSchedule
 from training.common import Trainee, TrainingRun
 from training.dataset import Batch
+from training.draws import BatchNoise
 from training.guide import PoseGuide
 from training.latents import ClipMaker, Clips, Windows, sample_windows
 from training.learner import NOT_HIDDEN as ADAMW
+from training.objectives.resampling import Resampler
 from training.objectives.view import View
 from training.train_vae import load_garden_vae
 
 STEPS = (1000, 666, 333)
 BLOCK = 3
+BEGINS = torch.tensor([0.5, 0.3, 0.2])  # how often a block of the past is played from the first, second, third pass on
 
 
 def garden_dit() -> DiT:
@@ -46,7 +49,8 @@ class TeacherForcing:
     """One training loss over a batch of windows: the error of x0, and ``guidance`` times that of the guide."""
 
     def __init__(
-        self, dit: DiT, guide: PoseGuide, latents: int, device: torch.device, context_noise: float, guidance: float, compiled: bool
+        self, dit: DiT, guide: PoseGuide, latents: int, device: torch.device, context_noise: float, guidance: float, compiled: bool,
+        resampling: float = 0.0,
     ) -> None:  # fmt: skip
         self.guide, self.guidance = guide, guidance
         self.device, self.latents, self.context_noise = device, latents, context_noise
@@ -55,6 +59,9 @@ class TeacherForcing:
         self.sigmas = schedule.sigma(self.timesteps).to(device)
         self.dit = dit
         self.view = View(latents, BLOCK, dit.config.local_attn_size, "clean", device)
+        self.resampling = resampling
+        if resampling:
+            self.resampler = Resampler(dit, STEPS, load_config("garden").sampler.shift, torch.bfloat16)
         if compiled:  # layer by layer: two kinds of layer are two compilations, whatever the depth
             for layer in dit.blocks:
                 layer.forward = torch.compile(layer.forward)  # and not the call around it, which holds the guide's hook
@@ -72,7 +79,7 @@ class TeacherForcing:
         sigma = self.sigmas[per_latent][:, None, :, None, None]
         noisy = (1 - sigma) * x0 + sigma * torch.randn_like(x0)
         drift = self.context_noise * torch.rand(batch, 1, blocks, 1, 1, device=self.device).square().repeat_interleave(BLOCK, dim=2)
-        clean = x0 + drift * torch.randn_like(x0)
+        clean = (self._past(given) if torch.rand(()) < self.resampling else x0) + drift * torch.randn_like(x0)
         with torch.autocast(self.device.type, torch.bfloat16):
             out = self.view.x0(self.dit, noisy, self.timesteps[per_latent], sigma, given, clean)
         pose, known = windows.pose.to(self.device), self.view.known
@@ -91,6 +98,17 @@ class TeacherForcing:
         loss = (error * counts).sum() / counts.sum()
         return loss + self.guidance * (lost + guess[:, :known].mean()), report
 
+    def _past(self, given: Batch) -> Tensor:
+        """The window as the model itself plays it, but the last block, which nobody sees; a fifth of the windows as they are."""
+        batch, blocks = len(given.latents), self.latents // BLOCK
+        begins = torch.multinomial(BEGINS, blocks - 1, replacement=True).tolist()
+        noise = BatchNoise(torch.randint(2**62, (batch,)).tolist())
+        played = self.resampler(given, begins, noise)
+        kept = torch.rand(batch, 1, 1, 1, 1, device=self.device) < 0.2
+        past = given.latents.clone()
+        past[:, :, : played.shape[2]] = torch.where(kept, past[:, :, : played.shape[2]], played)
+        return past
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -101,6 +119,10 @@ def main() -> None:
     parser.add_argument("--blocks", type=int, default=5)
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--context-noise", type=float, default=0.3)
+    parser.add_argument(
+        "--resampling", type=float, default=0.0, help="share of the steps whose past the model makes; it grows for half the time"
+    )
+    parser.add_argument("--idle", type=float, default=1 / 16, help="share of the new clips in which one stands still")
     parser.add_argument("--guidance", type=float, default=0.5, help="weight of the pose's error beside the picture's")
     parser.add_argument("--guided-layer", type=int, default=4, help="whose tokens tell the pose")
     parser.add_argument("--first-clips", type=int, default=160, help="clips encoded before the first step")
@@ -122,14 +144,16 @@ def main() -> None:
     torch.manual_seed(3000 + seed)
     generator = torch.Generator().manual_seed(4000 + seed)
     print(f"{sum(p.numel() for p in dit.parameters()) / 1e6:.2f} M parameters", flush=True)
-    maker = ClipMaker(load_garden_vae(args.vae).to(device), 5000 + seed, device, not args.no_compile)
+    maker = ClipMaker(load_garden_vae(args.vae).to(device), 5000 + seed, device, not args.no_compile, args.idle)
     stored = args.out / "clips.safetensors"
     clips = Clips.load(stored) if stored.exists() else maker.make(2)
     while len(clips) < args.first_clips:
         clips = clips.append(maker.make(2))
         print(f"\r{len(clips)} clips", end="", flush=True)
     print()
-    forcing = TeacherForcing(dit, guide, BLOCK * args.blocks, device, args.context_noise, args.guidance, not args.no_compile)
+    forcing = TeacherForcing(
+        dit, guide, BLOCK * args.blocks, device, args.context_noise, args.guidance, not args.no_compile, args.resampling
+    )
     level_weights = torch.tensor([0.6, 0.2, 0.2])
     run.exclude_pause()
 
@@ -141,6 +165,7 @@ def main() -> None:
     while run.progress < 1:
         if run.step % args.grow_every == 0:
             clips = clips.append(maker.make(args.draw)).newest(args.pool)
+        forcing.resampling = args.resampling * min(1.0, 2 * run.progress)
         loss, report = forcing(sample_windows(clips, args.batch, args.blocks, generator), level_weights)
         loss.backward()
         trainee.step()

@@ -7,7 +7,8 @@ three spaces; as v = ε − x₀ = (x_σ − x₀)/σ and ε = (x_σ − (1 − 
 
 What the network itself puts out is the world's (`DiTConfig.prediction`); noise is no choice there, since at σ = 1, where play
 begins, it says nothing about x₀. A level per block under a block-causal mask is diffusion forcing (Chen et al. 2024, "Diffusion forcing");
-with clean blocks beside the noisy ones it is teacher forcing, as in MAR and CausVid's first stage.
+with clean blocks beside the noisy ones it is teacher forcing, as in MAR and CausVid's first stage. The clean blocks may be what the model
+makes of them (`objectives/resampling.py`).
 """
 
 from __future__ import annotations
@@ -16,8 +17,10 @@ import torch
 from torch import Tensor
 
 from models.flow import add_noise
+from training.dataset import Batch
 from training.draws import Draws
 from training.objectives.base import Objective, Report, draw_timesteps, per_latent
+from training.objectives.resampling import Resampler
 from training.plan import ForcingSettings
 
 GAMMA = 5.0  # of min-SNR
@@ -56,6 +59,8 @@ def forcing_loss(guess: Tensor, x0: Tensor, sigma: Tensor, space: str, weighting
 class Forcing(Objective):
     """The loss of `forcing_loss` on the student."""
 
+    _resampler: Resampler | None = None  # made when it is first wanted: it is as large as the student
+
     def student_loss(self, draws: Draws) -> tuple[Tensor, Report]:
         """First blocks of windows cut from the middle of a session do not count under a causal mask: nothing told them the past."""
         settings = self.plan.forcing or ForcingSettings()
@@ -69,9 +74,21 @@ class Forcing(Objective):
         sigma = self.schedule.sigma(timestep)
         x0 = batch.latents
         noisy = add_noise(x0, draws.normal("noise", *x0.shape[1:]).to(self.device), per_latent(sigma))
-        clean = x0
+        clean = self._resampled(batch, draws) if draws.shared("resampling") < settings.resampling else x0
         if settings.context_noise:
             amount = settings.context_noise * draws.uniform("drift", self.plan.blocks).square().repeat_interleave(self.block, dim=1)
-            clean = x0 + per_latent(amount.to(self.device)) * draws.normal("context", *x0.shape[1:]).to(self.device)
+            clean = clean + per_latent(amount.to(self.device)) * draws.normal("context", *x0.shape[1:]).to(self.device)
         guess = self.view(x0.shape[2], settings.context).x0(self.networks.student, noisy, timestep, per_latent(sigma), batch, clean)
         return forcing_loss(guess, x0, sigma, settings.space, settings.weighting, counts), {}
+
+    def _resampled(self, batch: Batch, draws: Draws) -> Tensor:
+        """The window as the model plays it, but its last block, which nobody sees as past."""
+        settings, sampler = self.plan.forcing or ForcingSettings(), self.world.sampler
+        if self._resampler is None:
+            dtype = torch.bfloat16 if self.plan.precision == "bfloat16" else torch.float32
+            self._resampler = Resampler(self.networks.student, sampler.steps, sampler.shift, dtype)
+        weights = torch.tensor(settings.begin_weights or [1.0] * len(sampler.steps))
+        generator = draws.generator("begins", "all")
+        begins = torch.multinomial(weights, self.plan.blocks - 1, replacement=True, generator=generator).tolist()
+        played = self._resampler(batch, begins, draws.sessions())
+        return torch.cat([played, batch.latents[:, :, played.shape[2] :]], dim=2)
