@@ -34,14 +34,14 @@ OPTIONS = {
     "cpu": {
         "vae": "--batch 3 --frames 9",
         "streams": "--batch 1 --frames 41 --lr 5e-4 --no-compile",
-        "forcing": "--pool 480 --grow-every 3",
+        "forcing": "--pool 480 --grow-every 3 --resampling 0.7 --idle 0.12",
         "rollout": "--pool 480 --grow-every 3 --batch 8 --first-horizon 3 --idle 0.2",
         "decoder": "",
     },
     "cuda": {
         "vae": "--batch 16 --frames 13",
         "streams": "--batch 4 --frames 41 --lr 5e-4 --no-compile",
-        "forcing": "--batch 64 --pool 4000 --grow-every 1 --draw 8",
+        "forcing": "--batch 64 --pool 4000 --grow-every 1 --draw 8 --resampling 0.7 --idle 0.12",
         "rollout": "--batch 48 --pool 4000 --grow-every 1 --draw 6 --first-horizon 3 --idle 0.2",
         "decoder": "",
     },

@@ -13,6 +13,7 @@ import engine.session
 from engine import Action, Session, World, WorldError
 from engine.clock import BlockClock
 from engine.sampler import SeededNoise
+from tests.long import times
 from tests.tiny_world import write_tiny_world
 
 WALK = [Action(frozenset(keys)) for keys in ("w", "wl", "", "j", "ai", "sk")]
@@ -152,16 +153,17 @@ def bare(settings: dict[str, Any]) -> None:
     settings.update(height=16, width=16)
 
 
-def test_2100_blocks_in_constant_memory(tmp_path: Path) -> None:
-    """Past latent 1100, where the published code's table of positions has long ended, and far on."""
+def test_hundreds_of_blocks_in_constant_memory(tmp_path: Path) -> None:
+    """Past latent 1100, where the published code's table of positions has long ended. With REVERIE_LONG=1 far on: 2100 blocks."""
     session = World.load(write_tiny_world(tmp_path, change=bare)).session(rewind_mb=1)
     marks: list[tuple[list[tuple[str, torch.Size, int]], int]] = []
-    for block in range(2100):
+    blocks = times(450, 2100)
+    for block in range(blocks):
         frames = session.step(WALK[block % len(WALK)])
-        if block in (300, 1200, 2099):
+        if block in (200, blocks // 2 + 100, blocks - 1):
             assert frames.std() > 0
             marks.append((state_of(session), resident_bytes()))
-    assert session.clock.latents.start == 6300
+    assert session.clock.latents.start == 3 * blocks > 1100
     (first, before), *later = marks
     for state, resident in later:
         assert state == first
