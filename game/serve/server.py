@@ -261,7 +261,7 @@ class Server:
     async def _session_file(self, request: web.Request) -> web.StreamResponse:
         seat = self._seat(request)
         if not seat.ended_at:
-            await seat.written()
+            await seat.files.written(seat.blocks)
         data = await asyncio.to_thread(seat.files.read_session)
         if data is None:
             raise web.HTTPNotFound

@@ -22,7 +22,7 @@ from game.serve.screen import PageTimeline, Screen
 from game.serve.seatfiles import SeatFiles
 from game.serve.turns import ModelThread
 from game.sinks import Block
-from game.worldthread import Cancelled
+from game.threads import Cancelled
 from tests.game.fake import FakeConfig
 
 KEYS = ("w", "s", "left")
@@ -177,8 +177,8 @@ def test_frames_are_encoded_close_to_what_they_were() -> None:
 def test_a_film_that_has_grown_too_large_ends_properly(tmp_path: Path) -> None:
     from game.film import inspect_film
 
-    files = SeatFiles.make(tmp_path / "seat", "walk", None, True, set(), Limits(film=20_000))
     config, dice = FakeConfig(), np.random.default_rng(0)
+    files = SeatFiles.make(tmp_path / "seat", config, None, True, set(), Limits(film=20_000))
     film = files.film_sink
     film.wait = True
     film.open(config)
