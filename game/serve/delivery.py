@@ -23,11 +23,13 @@ class Delivery:
         self.picture: np.ndarray | None = None  # the newest frame, for a page that comes back
         self._timeline, self._screen, self._lead = timeline, screen, lead
         self._finished: dict[Got, float] = {}  # when blocks on their way were finished
+        self._arrivals = 0  # blocks this page has told of
         self._stalled = False  # no more blocks are made until the page moves
 
     def begin(self) -> None:
         """What was on its way counts no more: another page is there."""
         self._finished.clear()
+        self._arrivals = 0
 
     def flow_into(self, epoch: int) -> None:
         """Only blocks of ``epoch`` count from now on."""
@@ -58,7 +60,8 @@ class Delivery:
         if self.link is None or not self.link.got(message):
             return
         if finished is not None:
-            self._timeline.delivery.add(max(0.0, now - finished - message.spread))
+            self._arrivals += 1
+            self._timeline.took(max(0.0, now - finished - message.spread), fresh=self._arrivals <= 2)
         if self._stalled and self.link.idle and not self._screen.frozen:
             self._stalled = False
             self.go_on()

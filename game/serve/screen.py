@@ -39,6 +39,13 @@ class PageTimeline(Timeline):
         """When the frame is on the page's screen."""
         return super().due(frame)
 
+    def took(self, seconds: float, fresh: bool = False) -> None:
+        """A block was so long on its way. ``fresh`` forgets all before: the first one of a page has opened the browser's decoder,
+        which says nothing of the others."""
+        delivery = Estimate() if fresh else self.delivery
+        delivery.add(seconds)
+        self.delivery = delivery  # the session's thread reads it meanwhile
+
     def timed(self, turns: Turns) -> Turns:
         """``turns``, and how long they are waited for goes into `queue`."""
 

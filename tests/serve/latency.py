@@ -97,7 +97,7 @@ def main() -> None:
         for kind, (shown, presses, deliveries) in pages.items():
             told(f"page, {kind}, sample to picture", shown)
             told(f"page, {kind}, press to picture", presses)
-            print(f"{'':34} encoding and way to the page {statistics.median(deliveries):.1f} ms (the slowest of a round, median of the rounds)")
+            print(f"{'':34} encoding and way to the page {statistics.median(deliveries):.1f} ms (slowest of a round, median of rounds)")
         print(f"a frame is {1000 / 16:.1f} ms; load of the machine {', '.join(f'{load:.1f}' for load in os.getloadavg())}")
 
 

@@ -15,8 +15,9 @@ import engine.memory
 from engine import Action, World, free_bytes, session_bytes
 from game import cli
 from game.controls import Sample
+from game.serve.delivery import Delivery
 from game.serve.limits import Allowance, Limits
-from game.serve.link import encode
+from game.serve.link import Parcel, encode
 from game.serve.protocol import HEADER, At, Do, FrameHeader, Frozen, Got, Input, ProtocolError, parse
 from game.serve.screen import PageTimeline, Screen
 from game.serve.seatfiles import SeatFiles
@@ -160,6 +161,32 @@ def test_a_frozen_page_moves_nothing() -> None:
     page.at(At(0, 0, 5, 0.3, False), 102.0, newest=0, first_frame=0)
     assert timeline.shown_at(5) == pytest.approx(102.3)
     assert [message["t"] for message in told] == ["freeze", "thaw"] and told[1]["lead"] == 200
+
+
+class OpenLink:
+    """A page that gets everything."""
+
+    idle = True
+
+    def deliver(self, parcel: Parcel) -> bool:
+        return True
+
+    def got(self, message: Got) -> bool:
+        return True
+
+
+def test_the_first_block_of_a_page_says_nothing_of_how_long_the_others_take() -> None:
+    page, timeline, _ = screen()
+    delivery = Delivery(timeline, page, lambda: 0.2)
+    for ways in ((0.4, 0.02, 0.03, 0.01), (0.5, 0.04)):  # a page, and another after it
+        delivery.link = OpenLink()
+        delivery.begin()
+        ahead = []
+        for index, way in enumerate(ways):
+            delivery.send(Block(0, index, 12 * index, Sample(Action(), 0.0), np.zeros((12, 16, 32, 3), np.uint8), 100.0))
+            delivery.arrived(Got(0, index), 100.0 + way)
+            ahead.append(timeline.ahead)
+        assert ahead == pytest.approx([ways[0], *[max(ways[1 : at + 1]) for at in range(1, len(ways))]])
 
 
 def test_frames_are_encoded_close_to_what_they_were() -> None:
