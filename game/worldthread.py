@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import queue
-import threading
 import time
 from collections import deque
 from collections.abc import Callable
@@ -16,14 +15,11 @@ from engine import Session
 from game.controls import Sample
 from game.pacing import Estimate, Timeline
 from game.sinks import Block, Origin
+from game.threads import Cancelled, WaitingThread
 
 QUEUE_BLOCKS = 2  # more than are ever ready: the next block is begun only when it will soon be needed
 
 Turns = Callable[[Callable[[], Any], float], Any]  # runs what it is given where the model may be used, the earliest deadline first
-
-
-class Cancelled(Exception):
-    """Raised inside the world's thread, out of the loading progress, when the player has left meanwhile."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +45,7 @@ def at_once(work: Callable[[], Any], due: float) -> Any:
     return work()
 
 
-class WorldThread(threading.Thread):
+class WorldThread(WaitingThread):
     """Makes blocks for one window, or one page in a browser.
 
     It meets the window's thread in two places: ``take`` hands it the latest action, ``blocks`` takes what it made, and
@@ -72,7 +68,7 @@ class WorldThread(threading.Thread):
         goes through ``turns(work, due)``: several sessions may share one model. ``notify`` is called, by this thread, whenever there
         is something new in ``blocks``, ``arrivals``, ``progress`` or ``error``.
         """
-        super().__init__(name="reverie-world", daemon=True)
+        super().__init__("reverie-world")
         self.blocks: queue.Queue[Block] = queue.Queue(QUEUE_BLOCKS)
         self.arrivals: queue.SimpleQueue[Arrival] = queue.SimpleQueue()
         self.session: Session | None = None  # once it is there; other threads may ask it only for what never changes
@@ -86,8 +82,6 @@ class WorldThread(threading.Thread):
         timeline.on_move = self._look_again
         self._limit = limit
         self._turns, self._notify = turns, notify
-        self._changed = threading.Condition()
-        self._stopping = False
         self.paused = False  # written by the window's thread alone
         self._held = False
         self._steps = 0  # blocks to make in spite of the pause
@@ -147,15 +141,6 @@ class WorldThread(threading.Thread):
             self._steps += 1
             self._changed.notify()
             return self._begun + self._steps - 1
-
-    def stop(self, timeout: float = 10.0) -> bool:
-        """End the thread; True if it ended within ``timeout`` seconds."""
-        with self._changed:
-            self._stopping = True
-            self._changed.notify()
-        if self.is_alive():
-            self.join(timeout)
-        return not self.is_alive()
 
     def _look_again(self) -> None:
         with self._changed:

@@ -96,7 +96,7 @@ class House:
     async def _seat(self, id: str, number: int, start: int | None, seed: int | None, filmed: bool, upload: bytes | None) -> Seat:
         offer = self.worlds.offers[number]
         folder = self._folder / hashlib.sha256(id.encode()).hexdigest()[:24]
-        files = await asyncio.to_thread(SeatFiles.make, folder, offer.config.name, self._keep, filmed, self._taken, self.limits)
+        files = await asyncio.to_thread(SeatFiles.make, folder, offer.config, self._keep, filmed, self._taken, self.limits)
         try:
             picture = offer.starts[start or 0] if offer.starts else None
             if upload is not None:

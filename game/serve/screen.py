@@ -8,6 +8,7 @@ from typing import Any
 
 from game.pacing import Estimate, Timeline
 from game.serve.protocol import At
+from game.worldthread import Turns
 
 HURRY = 0.005  # seconds by which a page may move its schedule forward with each block: clocks differ, but nobody plays faster
 DRIFT = 0.2  # part of a difference between the page's schedule and ours that is taken over with each block
@@ -37,6 +38,27 @@ class PageTimeline(Timeline):
     def shown_at(self, frame: int) -> float | None:
         """When the frame is on the page's screen."""
         return super().due(frame)
+
+    def took(self, seconds: float, fresh: bool = False) -> None:
+        """A block was so long on its way. ``fresh`` forgets all before: the first one of a page has opened the browser's decoder,
+        which says nothing of the others."""
+        delivery = Estimate() if fresh else self.delivery
+        delivery.add(seconds)
+        self.delivery = delivery  # the session's thread reads it meanwhile
+
+    def timed(self, turns: Turns) -> Turns:
+        """``turns``, and how long they are waited for goes into `queue`."""
+
+        def take(work: Callable[[], Any], due: float) -> Any:
+            asked = time.perf_counter()
+
+            def begin() -> Any:
+                self.queue.add(time.perf_counter() - asked)
+                return work()
+
+            return turns(begin, due)
+
+        return take
 
 
 class Screen:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from game.worldthread import Cancelled
+from game.threads import Cancelled, WaitingThread
 
 
 @dataclass(order=True)
@@ -24,7 +24,7 @@ class _Job:
     error: BaseException | None = field(compare=False, default=None)
 
 
-class ModelThread(threading.Thread):
+class ModelThread(WaitingThread):
     """Runs what the sessions' threads hand to `take`, one at a time, the earliest deadline first.
 
     One thread and not a lock: torch keeps a pool of workers for every thread that computes, and their number is part of the bits.
@@ -32,14 +32,12 @@ class ModelThread(threading.Thread):
     """
 
     def __init__(self) -> None:
-        super().__init__(name="reverie-model", daemon=True)
+        super().__init__("reverie-model")
         self.turns = 0
         self.busy = 0.0  # seconds at work
         self.waited = 0.0  # seconds that work waited for its turn
         self._jobs: list[_Job] = []
         self._numbers = itertools.count()
-        self._changed = threading.Condition()
-        self._stopping = False
 
     def take(self, work: Callable[[], Any], due: float) -> Any:
         """Run ``work`` in its turn and give back what it gives, or raise what it raises. ``due`` as of `time.perf_counter`.
@@ -56,15 +54,6 @@ class ModelThread(threading.Thread):
         if job.error is not None:
             raise job.error
         return job.result
-
-    def stop(self, timeout: float = 10.0) -> bool:
-        """End the thread after what it is doing; True if it ended within ``timeout`` seconds."""
-        with self._changed:
-            self._stopping = True
-            self._changed.notify()
-        if self.is_alive():
-            self.join(timeout)
-        return not self.is_alive()
 
     def run(self) -> None:
         while (job := self._next()) is not None:

@@ -28,7 +28,7 @@ class Worlds:
     """Loads each world when it is first asked for. `load` may be called by any thread."""
 
     def __init__(
-        self, offers: list[Offer], device: str, dtype: str | None, rewind_mb: int, free: Callable[[str], int | None] = free_bytes,
+        self, offers: list[Offer], device: str, dtype: str | None, rewind_mb: float, free: Callable[[str], int | None] = free_bytes,
         attention: str = "auto",
     ) -> None:  # fmt: skip
         """``offers``: the one that is played unless another is chosen comes first."""
@@ -75,7 +75,7 @@ class Worlds:
     def _cost(self, number: int) -> int:
         """Bytes promised to a session; of a world not loaded yet its weights too."""
         offer = self.offers[number]
-        rewind = 0 if self.device.startswith("cuda") else self.rewind_mb * 1_000_000  # the history lies in the host's memory
+        rewind = 0 if self.device.startswith("cuda") else int(self.rewind_mb * 1_000_000)  # the history lies in the host's memory
         return offer.session_bytes + rewind + (0 if offer.world is not None else self._weight_bytes(number))
 
     def _weight_bytes(self, number: int) -> int:
@@ -95,6 +95,16 @@ class Worlds:
             }
             for offer in self.offers
         ]
+
+
+def world_card(config: WorldConfig) -> dict[str, Any]:
+    """What a page needs to know of a world."""
+    space = config.actions
+    look = None
+    if space.has_look:
+        look = {"vertical": bool(space.look_scale[0]), "keys": {entry.key: entry.direction for entry in space.look}}
+    card = {"name": config.name, "title": config.title, "about": config.about, "fps": config.fps, "width": config.width}
+    return card | {"height": config.height, "keys": [list(pair) for pair in space.help], "look": look}
 
 
 def weight_paths(config: WorldConfig, weights: Path | None) -> list[Path] | None:

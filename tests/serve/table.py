@@ -22,10 +22,10 @@ from game.serve.server import Server
 from game.serve.worlds import Offer, Worlds, start_pictures
 
 
-def tiny_worlds(yaml: Path, **options: Any) -> Worlds:
+def tiny_worlds(yaml: Path, rewind_mb: float = 16, **options: Any) -> Worlds:
     """Of one tiny world, loaded."""
     config = load_config(yaml)
-    worlds = Worlds([Offer(config, start_pictures(config, None), None)], "cpu", None, 16, **options)
+    worlds = Worlds([Offer(config, start_pictures(config, None), None)], "cpu", None, rewind_mb, **options)
     worlds.load(0, lambda what, part: None)
     return worlds
 
@@ -191,6 +191,13 @@ class Player:
             await self.tell()
         if header.index == 0 and header.epoch == self.epoch:
             asyncio.get_running_loop().create_task(self._show(header))
+
+    def forget(self) -> int:
+        """Let go of all that was kept; how many blocks that were."""
+        made = len(self.headers)
+        for kept in (self.messages, self.toasts, self.pictures, self.headers, self.shown_at, self.latencies):
+            kept.clear()
+        return made
 
     async def tell(self) -> None:
         """Of the blocks that have arrived, unless that is held back."""

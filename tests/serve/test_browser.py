@@ -256,6 +256,18 @@ def test_the_mouse_looks_when_it_is_captured(page: Page) -> None:
     assert sum(pitch for pitch, _ in looks) == pytest.approx(60 / 300, abs=0.01)
 
 
+def test_a_gamepad_walks_and_looks(page: Page) -> None:
+    page.play()
+    page.blocks(1)
+    page("""window.pad = {connected: true, index: 0, axes: [0, -0.9, 0.8, 0.1], buttons: []};
+    navigator.getGamepads = () => [null, pad]""")
+    page.until("reverie.controls.held.join() === 'w' && reverie.controls.look[1] === 0.8 && reverie.controls.look[0] === 0")
+    held = page.value("reverie.controls.id")
+    page.until(f"seen.length && seen.at(-1).input >= {held}")
+    page("pad.axes = [0, 0, 0, 0]")
+    page.until("reverie.controls.held.length === 0 && reverie.controls.look[1] === 0")
+
+
 def test_a_phone_walks_and_looks_with_its_thumbs(running: Running, tmp_path: Path) -> None:
     with browser(tmp_path / "phone", (390, 844), phone=True) as page:
         page.open(running.url)

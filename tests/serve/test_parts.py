@@ -15,14 +15,15 @@ import engine.memory
 from engine import Action, World, free_bytes, session_bytes
 from game import cli
 from game.controls import Sample
+from game.serve.delivery import Delivery
 from game.serve.limits import Allowance, Limits
-from game.serve.link import encode
+from game.serve.link import Parcel, encode
 from game.serve.protocol import HEADER, At, Do, FrameHeader, Frozen, Got, Input, ProtocolError, parse
 from game.serve.screen import PageTimeline, Screen
 from game.serve.seatfiles import SeatFiles
 from game.serve.turns import ModelThread
 from game.sinks import Block
-from game.worldthread import Cancelled
+from game.threads import Cancelled
 from tests.game.fake import FakeConfig
 
 KEYS = ("w", "s", "left")
@@ -162,6 +163,32 @@ def test_a_frozen_page_moves_nothing() -> None:
     assert [message["t"] for message in told] == ["freeze", "thaw"] and told[1]["lead"] == 200
 
 
+class OpenLink:
+    """A page that gets everything."""
+
+    idle = True
+
+    def deliver(self, parcel: Parcel) -> bool:
+        return True
+
+    def got(self, message: Got) -> bool:
+        return True
+
+
+def test_the_first_block_of_a_page_says_nothing_of_how_long_the_others_take() -> None:
+    page, timeline, _ = screen()
+    delivery = Delivery(timeline, page, lambda: 0.2)
+    for ways in ((0.4, 0.02, 0.03, 0.01), (0.5, 0.04)):  # a page, and another after it
+        delivery.link = OpenLink()
+        delivery.begin()
+        ahead = []
+        for index, way in enumerate(ways):
+            delivery.send(Block(0, index, 12 * index, Sample(Action(), 0.0), np.zeros((12, 16, 32, 3), np.uint8), 100.0))
+            delivery.arrived(Got(0, index), 100.0 + way)
+            ahead.append(timeline.ahead)
+        assert ahead == pytest.approx([ways[0], *[max(ways[1 : at + 1]) for at in range(1, len(ways))]])
+
+
 def test_frames_are_encoded_close_to_what_they_were() -> None:
     ramp = np.linspace(0, 255, 112).astype(np.uint8)
     frame = np.stack(np.broadcast_arrays(ramp[None], ramp[:64, None], np.uint8(120)), axis=-1)
@@ -177,8 +204,8 @@ def test_frames_are_encoded_close_to_what_they_were() -> None:
 def test_a_film_that_has_grown_too_large_ends_properly(tmp_path: Path) -> None:
     from game.film import inspect_film
 
-    files = SeatFiles.make(tmp_path / "seat", "walk", None, True, set(), Limits(film=20_000))
     config, dice = FakeConfig(), np.random.default_rng(0)
+    files = SeatFiles.make(tmp_path / "seat", config, None, True, set(), Limits(film=20_000))
     film = files.film_sink
     film.wait = True
     film.open(config)

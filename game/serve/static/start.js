@@ -1,6 +1,6 @@
 // The first page: which world, from which picture, with which seed.
 
-const $ = (id) => document.getElementById(id);
+import { $, element } from "./page.js";
 
 export class StartPage {
   // `play(query, file)` begins; it returns what is in the way, or nothing.
@@ -118,13 +118,6 @@ export class StartPage {
     $("problem").textContent = words ?? "";
     $("problem").hidden = !words;
   }
-}
-
-export function element(name, words = "", className = "") {
-  const made = document.createElement(name);
-  made.textContent = words;
-  if (className) made.className = className;
-  return made;
 }
 
 function choice(className, chosen, choose) {
