@@ -27,7 +27,7 @@ def main() -> None:
     parser.add_argument("--weights", help="folder of other weights")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--starts", type=int, default=64)
-    parser.add_argument("--minutes", type=float, nargs="+", default=[10, 30], help="after how long a walk its last minute is looked at")
+    parser.add_argument("--minutes", type=float, nargs="+", default=[10, 30], help="walks whose second half is looked at")
     parser.add_argument("--quiet-minutes", type=float, default=2, help="how long to stand still")
     parser.add_argument("--only", choices=("fast", "faithful", "obedient", "turning", "quiet", "stable", "none"), action="append")
     parser.add_argument("--missing", action="store_true", help="with --json: only what is not in it yet")

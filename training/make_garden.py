@@ -36,14 +36,14 @@ OPTIONS = {
         "streams": "--batch 1 --frames 41 --lr 5e-4 --no-compile",
         "forcing": "--pool 480 --grow-every 3 --resampling 0.7 --idle 0.12",
         "rollout": "--pool 480 --grow-every 3 --batch 8 --first-horizon 3 --idle 0.2",
-        "decoder": "",
+        "decoder": "--sharpness 0.1",
     },
     "cuda": {
         "vae": "--batch 16 --frames 13",
         "streams": "--batch 4 --frames 41 --lr 5e-4 --no-compile",
         "forcing": "--batch 64 --pool 4000 --grow-every 1 --draw 8 --resampling 0.7 --idle 0.12",
         "rollout": "--batch 48 --pool 4000 --grow-every 1 --draw 6 --first-horizon 3 --idle 0.2",
-        "decoder": "",
+        "decoder": "--sharpness 0.1",
     },
 }
 MODULES = {"vae": "train_vae", "streams": "train_vae", "forcing": "train_dit", "rollout": "finetune", "decoder": "train_decoder"}

@@ -66,11 +66,14 @@ THINGS = (
 POND = Disc(5.0, 3.9, 0.85, (0.30, 0.56, 0.80))
 SHORE = Disc(POND.x, POND.y, 1.25, (0.90, 0.82, 0.62))
 
-# Hedges by side: x = SIZE, y = SIZE, x = 0, y = 0; they blend over HEDGE_BLEND cells around a corner.
-HEDGES: tuple[Colour, ...] = ((0.84, 0.42, 0.46), (0.88, 0.68, 0.30), (0.22, 0.56, 0.48), (0.52, 0.42, 0.74))
+# The hedge's hue runs once around the garden, so that no stretch of it looks like another: the colours in the eight directions from the
+# middle, from the east on (yaw 0, pi / 4, ...), with straight lines between them.
+HEDGES: tuple[Colour, ...] = (
+    (0.84, 0.42, 0.46), (0.90, 0.54, 0.33), (0.88, 0.68, 0.30), (0.56, 0.67, 0.35),
+    (0.22, 0.56, 0.48), (0.28, 0.50, 0.72), (0.52, 0.42, 0.74), (0.75, 0.40, 0.66),
+)  # fmt: skip
 HEDGE_HEIGHT = 0.74
 HEDGE_WAVE = 0.07  # its top swells and falls every two cells
-HEDGE_BLEND = 0.8
 
 GRASS: tuple[Colour, Colour] = ((0.60, 0.75, 0.41), (0.39, 0.57, 0.33))  # tiles of two cells
 SUN_AZIMUTH = radians(35)
