@@ -96,6 +96,8 @@ def plan(out: Path, device: str, minutes: dict[str, float], from_shipped: bool, 
     for stage in ("forcing", "rollout"):
         if stage in left:
             begin = ("--start-from", str(dit)) if dit != SHIPPED / "dit.safetensors" or from_shipped else ()
+            if stage == "forcing" and from_shipped:
+                begin += ("--lr", "8e-4")  # what weights fresh from nothing learn at, trained ones only shake at
             train(stage, "--vae", str(vae), *begin, "--seed", str(seed + (stage == "rollout")))
             dit = out / stage
     if "decoder" in left:
