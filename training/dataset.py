@@ -46,10 +46,14 @@ class Batch:
         mouse = None if self.rows.mouse is None else self.rows.mouse * kept
         return Batch(self.latents, self.condition, Windows(self.rows.keyboard * kept, mouse), self.from_start, self.visual)
 
+    def rows_of(self, own: slice) -> Windows:
+        """The rows of some of its latents."""
+        return Windows(self.rows.keyboard[:, own], None if self.rows.mouse is None else self.rows.mouse[:, own])
+
     def last(self, latents: int) -> Batch:
         """Its last latents."""
         own = slice(self.latents.shape[2] - latents, None)
-        rows = Windows(self.rows.keyboard[:, own], None if self.rows.mouse is None else self.rows.mouse[:, own])
+        rows = self.rows_of(own)
         from_start = self.from_start & (latents == self.latents.shape[2])
         return Batch(self.latents[:, :, own], self.condition[:, :, own], rows, from_start, self.visual)
 

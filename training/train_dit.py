@@ -103,11 +103,8 @@ class TeacherForcing:
         batch, blocks = len(given.latents), self.latents // BLOCK
         begins = torch.multinomial(BEGINS, blocks - 1, replacement=True).tolist()
         noise = BatchNoise(torch.randint(2**62, (batch,)).tolist())
-        played = self.resampler(given, begins, noise)
         kept = torch.rand(batch, 1, 1, 1, 1, device=self.device) < 0.2
-        past = given.latents.clone()
-        past[:, :, : played.shape[2]] = torch.where(kept, past[:, :, : played.shape[2]], played)
-        return past
+        return torch.where(kept, given.latents, self.resampler(given, begins, noise))
 
 
 def main() -> None:

@@ -90,5 +90,4 @@ class Forcing(Objective):
         weights = torch.tensor(settings.begin_weights or [1.0] * len(sampler.steps))
         generator = draws.generator("begins", "all")
         begins = torch.multinomial(weights, self.plan.blocks - 1, replacement=True, generator=generator).tolist()
-        played = self._resampler(batch, begins, draws.sessions())
-        return torch.cat([played, batch.latents[:, :, played.shape[2] :]], dim=2)
+        return self._resampler(batch, begins, draws.sessions())

@@ -18,7 +18,6 @@ import torch
 from torch import Tensor
 
 from engine.clock import BlockClock
-from engine.conditioning import Windows
 from engine.sampler import BlockSampler, NoiseSource
 from models.dit import DiT
 from training.dataset import Batch
@@ -35,7 +34,7 @@ class Resampler:
 
     @torch.no_grad()
     def __call__(self, batch: Batch, begins: Sequence[int | None], noise: NoiseSource) -> Tensor:
-        """What becomes of the first ``len(begins)`` blocks of ``batch``: [B, z, n len(begins), h, w] float32.
+        """The window [B, z, T, h, w] float32 with its first ``len(begins)`` blocks as they are played, the rest as they are.
 
         ``begins``: the pass, from 0, at which each block begins; None leaves it as it is. The first block of a window cut from the
         middle of a session is left as it is too: nothing told the model what came before it.
@@ -51,8 +50,7 @@ class Resampler:
         clock = BlockClock(n=n, r=model.action.vae_time_ratio)
         for first in begins:
             own = slice(clock.start, clock.start + n)
-            condition, x0 = batch.condition[:, :, own], batch.latents[:, :, own]
-            rows = Windows(batch.rows.keyboard[:, own], None if batch.rows.mouse is None else batch.rows.mouse[:, own])
+            condition, rows, x0 = batch.condition[:, :, own], batch.rows_of(own), batch.latents[:, :, own]
             if first is not None:
                 *_, played = sampler.denoise(clock, cache, condition, rows, noise, first, x0)
                 told = batch.from_start | (clock.start > 0)
@@ -61,4 +59,4 @@ class Resampler:
             if len(made) < len(begins):
                 sampler.commit(clock, cache, condition, rows, x0)
             clock = clock.next()
-        return torch.cat(made, dim=2)
+        return torch.cat([*made, batch.latents[:, :, clock.start :]], dim=2)

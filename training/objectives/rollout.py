@@ -82,7 +82,7 @@ class Rollout:
         for block, last in enumerate(exits):
             own = slice(clock.start, clock.start + n)
             condition = batch.condition[:, :, own]
-            rows = Windows(batch.rows.keyboard[:, own], None if batch.rows.mouse is None else batch.rows.mouse[:, own])
+            rows = batch.rows_of(own)
             if block < given:
                 x0 = batch.latents[:, :, own]
             else:

@@ -161,9 +161,10 @@ def _ground(x, y, dx, dy, norm, below, focal, things, haze) -> Tensor:
 
 def _hedge(picture, hx, hy, depth, norm, haze, row, horizon, bottom, focal) -> None:
     """Paints the hedge over the picture; hx, hy, depth [b,W] are where each column meets it."""
-    middle = world.SIZE / 2
-    around = torch.atan2(hy - middle, hx - middle)[..., None] / (pi / 4) - torch.arange(8, device=hx.device)  # [b,W,8] in eighths of a turn
-    share = (1 - (torch.remainder(around + 4, 8) - 4).abs()).clamp_(min=0)
+    middle, hues = world.SIZE / 2, len(world.HEDGES)
+    azimuth = torch.atan2(hy - middle, hx - middle)[..., None]
+    around = azimuth / (2 * pi / hues) - torch.arange(hues, device=hx.device)  # [b,W,hues] from each hue on, a turn is `hues`
+    share = (1 - (torch.remainder(around + hues / 2, hues) - hues / 2).abs()).clamp_(min=0)
     colour = (share @ torch.tensor(world.HEDGES, device=hx.device)).transpose(1, 2)  # [b,3,W]
     wave = (pi * (hx + hy)).cos()  # [b,W]
     colour = _fogged(colour * (1 + 0.06 * wave)[:, None], haze, (depth * norm)[:, None])
