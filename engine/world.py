@@ -35,6 +35,7 @@ from models.vae import VAE
 from models.vision import VisionEncoder
 
 Files = dict[str, list[Path]]  # the weight files in use, by part: dit, vae, vision, taehv
+QUICK = 1.0  # seconds a block of a world that is rehearsed
 Progress = Callable[[str, float], None]  # (what is being loaded, part done from 0 to 1)
 
 
@@ -46,15 +47,19 @@ class World:
         decode_device: torch.device | None = None, taehv: TAEHV | None = None, attention: str = AUTO,
     ) -> None:  # fmt: skip
         self.config = config
+        self.device, self.dtype = device, dtype
+        self.decode_device = decode_device or device
         self.attention = choose_attention(attention, device, dtype, config.model.head_dim)  # for the whole process
         self.dit, self.vae = dit, vae
         dit.fuse()
         vae.lay_out()
         self.decoder: VAE | TAEHV = taehv or vae  # what makes the pictures; only the VAE can encode
         self.decoder.lay_out()
+        if device.type == "cpu":
+            dit.record()
+        if self.decode_device.type == "cpu":
+            self.decoder.record()
         self.files = files
-        self.device, self.dtype = device, dtype
-        self.decode_device = decode_device or device
         self.compiled = False
         self._default: StartCondition | None = None
         self._hashes: dict[str, str] | None = None
@@ -154,12 +159,13 @@ class World:
         return session
 
     @torch.inference_mode()
-    def warm_up(self, play: bool = True) -> None:
+    def warm_up(self, play: bool = True, live: bool = False) -> None:
         """Choose exact kernels, then encode a grey picture, play one block on it and throw both away; once in a world's life.
 
         What a library does on its first call (starting threads, choosing kernels) must not reach the first block's bits: MKL is
         known to give other digits while several threads enter it for the first time. No session is touched by this. Without ``play``
-        the kernels are all there is to it: for measurements that have blocks of their own to warm up with.
+        the kernels are all there is to it: for measurements that have blocks of their own to warm up with. ``live`` does what a block
+        with a full window does when it comes for the first time (`models.recorded`): half a second, which a player would notice then.
         """
         if self._warm:
             return
@@ -171,7 +177,10 @@ class World:
         vision = self.config.vision
         tokens = None if vision is None else torch.zeros(1, vision.num_tokens, vision.dim, device=self.device, dtype=self.dtype)
         latents = encode_start(self.vae, grey, latents=2).to(self.device)  # the encoder's two shapes: one frame, then a latent's worth
-        Session(self, 0, StartCondition(latents, self.config.vae.temporal_ratio, tokens), rewind_mb=0).step(IDLE)
+        session = Session(self, 0, StartCondition(latents, self.config.vae.temporal_ratio, tokens), rewind_mb=0)
+        session.step(IDLE)
+        if live and session.timings["total"] < QUICK:
+            session.rehearse()
         self._warm = True
 
     def compile(self, progress: Progress | None = None, decoder: bool | None = None, **options: Any) -> None:

@@ -86,12 +86,12 @@ def fetch_weights(args: argparse.Namespace) -> Path:
 
 
 def open_session(
-    args: argparse.Namespace, config: WorldConfig, progress, header: Header | None = None, compile_first: bool = True
+    args: argparse.Namespace, config: WorldConfig, progress, header: Header | None = None, compile_first: bool = True, live: bool = False
 ) -> Session:  # fmt: skip
     """Load the world and begin: from the start picture, a clip or a saved game. ``progress`` is called with (what, part done).
 
-    ``header`` gets what the session file is to say. Without ``compile_first`` it is not for here to compile. Raises WorldError for what
-    cannot be played, UsageError without a start picture.
+    ``header`` gets what the session file is to say. Without ``compile_first`` it is not for here to compile; ``live`` is `World.warm_up`'s.
+    Raises WorldError for what cannot be played, UsageError without a start picture.
     """
     from engine import Snapshot, World, load_picture, share_threads
     from game.sessionheader import build_header
@@ -117,6 +117,7 @@ def open_session(
         world.compile(named)
     what = "saved game" if args.load is not None else "start picture" if start is args.start else "start clip"
     progress(what, 0.0)
+    world.warm_up(live=live)
     if args.load is None:
         session = world.session(seed=args.seed, start=start, actions=actions, rewind_mb=args.rewind_mb)
     else:

@@ -1,4 +1,4 @@
-"""What a decoder remembers of the frames before, and the same decoder compiled, which reads and writes that memory.
+"""What a decoder remembers of the frames before, and the same decoder compiled or recorded, which reads and writes that memory.
 
 Both decoders stream through it: `models.vae` and `models.taehv`.
 """
@@ -10,6 +10,8 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+
+from models.recorded import Recordings, play, recordable
 
 
 class CausalCache:
@@ -47,11 +49,12 @@ class CausalCache:
         self._next = {}
         self.started = True
 
-    def buffers(self, strides: dict[int, tuple[int, ...]]) -> tuple[dict[int, Tensor], dict[int, Tensor]]:
+    def buffers(self, strides: dict[int, tuple[int, ...]] | None = None) -> tuple[dict[int, Tensor], dict[int, Tensor]]:
         """What is remembered, and memory of the same shapes for what a call is to remember instead; `commit` exchanges them.
 
-        All in memory of these ``strides``, by slot: what was loaded, or written by an uncompiled call, may lie otherwise.
+        All in memory of these ``strides``, by slot (None: as it lies): what was loaded, or an uncompiled call wrote, may lie otherwise.
         """
+        strides = {slot: frames.stride() for slot, frames in sorted(self._now.items())} if strides is None else strides
         for slot, stride in strides.items():
             now = self._now[slot]
             if now.stride() != stride:
@@ -76,14 +79,8 @@ class CausalCache:
         return other
 
 
-class Decoding(Protocol):
-    """A decoder as far as `CompiledPixels` knows it."""
-
-    def pixels(self, z: Tensor, cache: CausalCache, /) -> Tensor: ...
-
-
-class _Lent:
-    """A `CausalCache` in the middle of its stream, to a compiler: tensors that are read, and others that are written over."""
+class LentCache:
+    """A `CausalCache` in the middle of its stream, lent to a compiler: tensors that are read, and others that are written over."""
 
     started = True
 
@@ -97,8 +94,35 @@ class _Lent:
         self._coming[slot].copy_(frames)
 
 
+class Decoding(Protocol):
+    """A decoder as far as `make_pixels` knows it."""
+
+    compiled: CompiledPixels | None
+    recordings: Recordings | None
+
+    def pixels(self, z: Tensor, cache: CausalCache | None, /) -> Tensor: ...
+
+
+def make_pixels(model: Decoding, z: Tensor, cache: CausalCache | None) -> Tensor:
+    """``model.pixels(z, cache)``: after a stream's first block compiled or recorded, where that is wanted and possible."""
+    if model.compiled is not None and model.compiled.fits(z, cache):
+        return model.compiled(z, cache)
+    if model.recordings is None or cache is None or not cache.started or not recordable(z):
+        return model.pixels(z, cache)
+    past, coming = cache.buffers()
+    slots = tuple(past)
+
+    def run(z: Tensor, *memory: Tensor) -> Tensor:
+        halves = memory[: len(slots)], memory[len(slots) :]
+        return model.pixels(z, LentCache(*(dict(zip(slots, half, strict=True)) for half in halves)))
+
+    given = [z, *past.values(), *coming.values()]
+    calls = model.recordings.find(slots, run, given)
+    return model.pixels(z, cache) if calls is None else play(calls, given)
+
+
 def _pixels_body(model: Decoding, z: Tensor, past: dict[int, Tensor], coming: dict[int, Tensor]) -> Tensor:
-    return model.pixels(z, _Lent(past, coming))
+    return model.pixels(z, LentCache(past, coming))
 
 
 class CompiledPixels:

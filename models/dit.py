@@ -22,7 +22,8 @@ from torch import Tensor, nn
 from models.action import ActionConfig, ActionModule, Steering
 from models.attention import Attend, MaskPlan, SelfAttention, attention
 from models.kv_cache import DiTCache, KVRing, LayerCache
-from models.layers import CondRows, Head, ImageProjection, Layer, Modulation, uniform
+from models.layers import CondRows, Head, ImageProjection, Layer, Modulation, run_recorded, uniform
+from models.recorded import Recordings, recordable
 from models.rope import Rotary, axis_split, prepare_rotary, rotary_grid, rotary_time
 
 MODULATIONS = 32  # timesteps whose modulation is kept
@@ -110,6 +111,7 @@ class DiT(nn.Module):
         self.fused = False  # laid out for playing: weights change no more
         self._known_times: dict[object, tuple[list[Modulation], Modulation]] = {}
         self.body: Callable[..., Tensor] | None = None  # the compiled layers, see `compile`
+        self.recordings: Recordings | None = None  # of the layers, see `record`
         self._initialise()
 
     def forward(
@@ -160,6 +162,10 @@ class DiT(nn.Module):
         """
         self.body = torch.compile(_layer_body, fullgraph=True, dynamic=False, **options)
 
+    def record(self) -> None:
+        """Have the layers' calls recorded from now on (`models.recorded`), for passes over a full window on a CPU."""
+        self.recordings = Recordings()
+
     def twin(self) -> DiT:
         """The same layers and weights, but a memory and a ``body`` of its own: for a second thread, while the first one plays."""
         twin = copy.copy(self)
@@ -171,9 +177,10 @@ class DiT(nn.Module):
         if self.img_emb is not None and cache.layers[0].image is None:
             raise ValueError("the cache has no image keys yet: call precompute_context once per session")
         block = cache.open(given.start, given.n)
-        if self.body is not None and block.start + block.n - block.first == block.window:
+        body = self._whole_window(modulations) if block.start + block.n - block.first == block.window else None
+        if body is not None:
             return [
-                partial(_run_compiled, self.body, modulation, steering, given, memory)
+                partial(_run_over_window, body, modulation, steering, given, memory)
                 for modulation, steering, memory in zip(modulations, given.steerings, cache.layers, strict=True)
             ]
         return [
@@ -181,12 +188,20 @@ class DiT(nn.Module):
             for modulation, steering, memory in zip(modulations, given.steerings, cache.layers, strict=True)
         ]
 
+    def _whole_window(self, modulations: Sequence[Modulation | Tensor]) -> Callable[..., Tensor] | None:
+        """How a layer is run over a full window, `_layer_body` as it is compiled or recorded; None: as over any other window."""
+        kept = isinstance(modulations[0], tuple)  # so nothing depends on weights that may change
+        if self.body is None and self.recordings is not None and kept and recordable(self.patch_embedding.weight):
+            return partial(run_recorded, self.recordings)
+        return self.body
+
     def fuse(self) -> None:
         """Lay frozen weights out for playing: one product where several read the same. Names and values stay what they are.
 
         From here on what depends on the weights alone is kept, so they must not change any more. Moving the model undoes all of it.
         """
         self.fused = True
+        self._forget_recordings()
         for module in self.modules():
             if isinstance(module, (SelfAttention, ActionModule)):
                 module.fuse()
@@ -293,12 +308,18 @@ class DiT(nn.Module):
 
     def _apply(self, *args: Any, **kwargs: Any) -> nn.Module:
         self._known_times.clear()
+        self._forget_recordings()
         self.fused = False
         return super()._apply(*args, **kwargs)
 
     def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
         self._known_times.clear()
+        self._forget_recordings()
         return super().load_state_dict(*args, **kwargs)
+
+    def _forget_recordings(self) -> None:
+        if self.recordings is not None:
+            self.recordings.clear()
 
     def _grid(self, x: Tensor, mouse: Tensor | None) -> tuple[int, int]:
         """Height and width in tokens, after checking that the inputs are this model's."""
@@ -359,7 +380,7 @@ def _layer_body(
     return layer(x, modulation, steering, grid, time, memory.attend_full(slots))
 
 
-def _run_compiled(
+def _run_over_window(
     body: Callable[..., Tensor], modulation: Modulation, steering: Steering | None, given: Given, memory: LayerCache, layer: Layer,
     x: Tensor,
 ) -> Tensor:  # fmt: skip

@@ -6,6 +6,8 @@ is `torch.compiler.is_dynamo_compiling`, true for the one that traces; `is_compi
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -21,8 +23,22 @@ _FUSED_LINEAR = getattr(torch.ops.mkldnn, "_linear_pointwise", None) if torch.ba
 def linear_gelu(x: Tensor, linear: nn.Linear) -> Tensor:
     """GELU (tanh) of a linear layer. In bfloat16 on a CPU oneDNN does both at once: torch's own GELU takes as long as the product."""
     if _FUSED_LINEAR is not None and _plays_half(x, torch.bfloat16) and linear.weight.dtype == x.dtype:
+        if torch.jit.is_tracing():
+            return _written_out().linear_gelu(x, linear.weight, linear.bias)
         return _FUSED_LINEAR(x, linear.weight, linear.bias, "gelu", [], "tanh")
     return F.gelu(linear(x), approximate="tanh")
+
+
+@cache
+def _written_out() -> torch.jit.CompilationUnit:
+    """The fused call for a recording: what is traced cannot have an empty list of numbers in it, what is written in its language can."""
+    return torch.jit.CompilationUnit(
+        """
+def linear_gelu(x, weight, bias):
+    none : List[Optional[number]] = []
+    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "gelu", none, "tanh")
+"""
+    )
 
 
 def rms_norm(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
@@ -41,6 +57,11 @@ def use_plain_products(allowed: bool) -> None:
     """Whether `attend` may do without torch's fused attention where that is slower. For the whole process, as torch's own switches."""
     global _plain_products
     _plain_products = allowed
+
+
+def plain_products() -> bool:
+    """What `use_plain_products` said last."""
+    return _plain_products
 
 
 def by_hand(q: Tensor, k: Tensor) -> bool:
@@ -64,7 +85,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 def _scores(q: Tensor, k: Tensor) -> Tensor:
     """q k^T / sqrt(head_dim), [B x heads, query tokens, key tokens]; the root is divided by before the result is rounded."""
     ignored = q.new_empty(1, 1, 1)
-    return torch.baddbmm(ignored, q.flatten(0, 1), k.flatten(0, 1).transpose(1, 2), beta=0, alpha=q.shape[-1] ** -0.5)
+    return torch.baddbmm(ignored, q.flatten(0, 1), k.flatten(0, 1).transpose(1, 2), beta=0, alpha=int(q.shape[-1]) ** -0.5)
 
 
 def _plays_half(x: Tensor, *kinds: torch.dtype) -> bool:

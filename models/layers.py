@@ -12,12 +12,14 @@ from torch import Tensor, nn
 from models.action import ActionModule, Steering
 from models.attention import Attend, CrossAttention, SelfAttention
 from models.kernels import linear_gelu
-from models.kv_cache import Block, LayerCache
+from models.kv_cache import Block, KVRing, LayerCache
+from models.recorded import Recordings, play
 from models.rope import Rotary
 
 if TYPE_CHECKING:
     from models.dit import DiTConfig, Given
 
+RINGS = ("tokens", "mouse", "keyboard")  # of a `LayerCache`
 Modulation = tuple[Tensor, ...]  # (shift, scale, gate) twice in a layer, (shift, scale) in the head
 CondRows = tuple[Tensor, Tensor | None]  # keyboard and mouse rows, cut per latent
 
@@ -141,3 +143,34 @@ def modulate(x: Tensor, shift: Tensor, scale: Tensor, eps: float) -> Tensor:
 def uniform(modulation: Modulation) -> Modulation:
     """The modulation of a single latent [1, 1, 1, dim] as one for all of them, each [dim]; see `modulate`."""
     return tuple((part + 1 if i % 3 == 1 else part).flatten() for i, part in enumerate(modulation))
+
+
+def run_recorded(
+    recordings: Recordings, layer: Layer, x: Tensor, modulation: Modulation, steering: Steering | None, grid: Tensor, time: Tensor,
+    memory: LayerCache, slots: Tensor,
+) -> Tensor:  # fmt: skip
+    """``layer`` over a full window (`KVRing.attend_full`), recorded where that can be; x [B, T, S, dim] -> [B, T, S, dim]."""
+    many = range(len(modulation))
+    named = {"x": x, "grid": grid, "time": time, "slots": slots, **{f"modulation {i}": modulation[i] for i in many}}
+    named |= {f"{name} {part}": buffer for name in RINGS for part, buffer in _buffers(getattr(memory, name))}
+    if memory.image is not None:
+        named |= {"image k": memory.image[0], "image v": memory.image[1]}
+    if steering is not None:
+        named |= {"steer": steering.mouse, "keys": steering.keys, "values": steering.values}
+    names = [name for name, tensor in named.items() if tensor is not None]
+
+    def run(*tensors: Tensor) -> Tensor:
+        own = dict(zip(names, tensors, strict=True))
+        rings = (KVRing(own[f"{name} k"], own[f"{name} v"]) if f"{name} k" in own else None for name in RINGS)
+        seen = LayerCache(*rings, (own["image k"], own["image v"]) if "image k" in own else None)
+        steered = Steering(own.get("steer"), own["keys"], own["values"]) if "keys" in own else None
+        modulated = tuple(own[f"modulation {i}"] for i in many)
+        return layer(own["x"], modulated, steered, own["grid"], own["time"], seen.attend_full(own["slots"]))
+
+    given = [named[name] for name in names]
+    calls = recordings.find((layer, *names), run, given)
+    return run(*given) if calls is None else play(calls, given)
+
+
+def _buffers(ring: KVRing | None) -> tuple[tuple[str, Tensor], ...]:
+    return () if ring is None else (("k", ring.k), ("v", ring.v))

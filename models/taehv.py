@@ -7,12 +7,14 @@ those of the decoder in the published ``taew2_1.pth``.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.causal_cache import CausalCache, CompiledPixels
+from models.causal_cache import CausalCache, CompiledPixels, make_pixels
+from models.recorded import Recordings
 
 TRIMMED = 3  # frames of the very first latent that are thrown away: T latents give 4T - 3
 
@@ -95,6 +97,7 @@ class TAEHV(nn.Module):
         layers += [nn.ReLU(), nn.Conv2d(config.widths[-1], 3, 3, padding=1)]
         self.decoder = nn.ModuleList(layers)
         self.compiled: CompiledPixels | None = None
+        self.recordings: Recordings | None = None  # see `record`
 
     def new_decoder_cache(self) -> CausalCache:
         return CausalCache()
@@ -107,8 +110,7 @@ class TAEHV(nn.Module):
         """
         cache = self.new_decoder_cache() if cache is None else cache
         started = cache.started
-        fits = self.compiled is not None and self.compiled.fits(latents, cache)
-        pictures = self.compiled(latents, cache) if fits else self.pixels(latents, cache)
+        pictures = make_pixels(self, latents, cache)
         if commit:
             cache.commit()
         return ((pictures if started else pictures[TRIMMED:]) * 2 - 1).clamp(-1, 1).transpose(0, 1)[None]
@@ -122,6 +124,15 @@ class TAEHV(nn.Module):
         for layer in self.decoder:
             x = layer(x, cache) if isinstance(layer, MemoryBlock) else layer(x)
         return x
+
+    def record(self) -> None:
+        """As `models.vae.VAE.record`."""
+        self.recordings = Recordings()
+
+    def _apply(self, *args: Any, **kwargs: Any) -> nn.Module:
+        if self.recordings is not None:
+            self.recordings.clear()
+        return super()._apply(*args, **kwargs)
 
     def decode(self, latents: Tensor) -> Tensor:
         """Decode a whole clip; equal to streaming it."""

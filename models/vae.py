@@ -14,7 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.causal_cache import CausalCache, CompiledPixels
+from models.causal_cache import CausalCache, CompiledPixels, make_pixels
+from models.recorded import Recordings
 
 VOLUMES: dict[str, tuple[torch.dtype, ...]] = {"cpu": (torch.bfloat16,)}  # see `as_volume`
 HISTORY = 2  # frames a 3-tap causal convolution remembers (`cache_t` in the literature)
@@ -78,11 +79,12 @@ class RMSNorm(nn.Module):
     def __init__(self, dim: int, trailing: int = 3) -> None:
         super().__init__()
         self.gamma = nn.Parameter(torch.ones(dim, *[1] * trailing))
+        self._root = dim**0.5
 
     def forward(self, x: Tensor) -> Tensor:
         wide = torch.promote_types(x.dtype, torch.float32)  # squares of half-precision numbers overflow
         norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=wide).clamp_min(1e-12)
-        scaled = x * (x.shape[-1] ** 0.5 / norm).to(x.dtype)
+        scaled = x * (self._root / norm).to(x.dtype)
         return scaled * self.gamma.flatten() if torch.is_grad_enabled() else scaled.mul_(self.gamma.flatten())
 
 
@@ -352,6 +354,7 @@ class VAE(nn.Module):
         self.conv1 = CausalConv3d(2 * config.z_dim, 2 * config.z_dim, (1, 1, 1))
         self.conv2 = CausalConv3d(config.z_dim, config.z_dim, (1, 1, 1))
         self.compiled: CompiledPixels | None = None
+        self.recordings: Recordings | None = None  # of the decoder, see `record`
 
     def lay_out(self) -> None:
         """Bring frozen weights into the layouts they are multiplied in. Names, shapes and values stay what they are; moving undoes it."""
@@ -360,6 +363,18 @@ class VAE(nn.Module):
                 module.lay_out()
             elif isinstance(module, Upsample):
                 module.fold()
+
+    def record(self) -> None:
+        """Have the decoder's calls recorded from now on (`models.recorded`), on a CPU, after a stream's first block.
+
+        Of weights that change no more.
+        """
+        self.recordings = Recordings()
+
+    def _apply(self, *args: Any, **kwargs: Any) -> nn.Module:
+        if self.recordings is not None:
+            self.recordings.clear()
+        return super()._apply(*args, **kwargs)
 
     def new_encoder_cache(self) -> CausalCache:
         return CausalCache()
@@ -408,7 +423,7 @@ class VAE(nn.Module):
         mean, std = self._scale(latents)
         z = latents.permute(0, 2, 3, 4, 1).float() * std + mean  # [B, T, h, w, z]
         z = z.to(self.conv2.weight.dtype)
-        frames = self.compiled(z, cache) if self.compiled is not None and self.compiled.fits(z, cache) else self.pixels(z, cache)
+        frames = make_pixels(self, z, cache)
         if cache is not None and commit:
             cache.commit()
         return frames.clamp(-1, 1)

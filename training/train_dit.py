@@ -25,6 +25,7 @@ from training.draws import BatchNoise
 from training.guide import PoseGuide
 from training.latents import ClipMaker, Clips, Windows, sample_windows
 from training.learner import NOT_HIDDEN as ADAMW
+from training.objectives.forcing import robust
 from training.objectives.resampling import Resampler
 from training.objectives.view import View
 from training.train_vae import load_garden_vae
@@ -50,7 +51,7 @@ class TeacherForcing:
 
     def __init__(
         self, dit: DiT, guide: PoseGuide, latents: int, device: torch.device, context_noise: float, guidance: float, compiled: bool,
-        resampling: float = 0.0,
+        resampling: float = 0.0, scale: float = 0.0,
     ) -> None:  # fmt: skip
         self.guide, self.guidance = guide, guidance
         self.device, self.latents, self.context_noise = device, latents, context_noise
@@ -59,7 +60,7 @@ class TeacherForcing:
         self.sigmas = schedule.sigma(self.timesteps).to(device)
         self.dit = dit
         self.view = View(latents, BLOCK, dit.config.local_attn_size, "clean", device)
-        self.resampling = resampling
+        self.resampling, self.scale = resampling, scale
         if resampling:
             self.resampler = Resampler(dit, STEPS, load_config("garden").sampler.shift, torch.bfloat16)
         if compiled:  # layer by layer: two kinds of layer are two compilations, whatever the depth
@@ -95,6 +96,8 @@ class TeacherForcing:
         lost = guess[:, known:].view(batch, blocks, BLOCK).mean(-1)
         lost = (lost * counts).sum() / counts.sum()
         report |= {"pose": lost.detach(), "seen": guess[:, :known].detach().mean()}
+        if self.scale:
+            error = robust(error, self.scale)
         loss = (error * counts).sum() / counts.sum()
         return loss + self.guidance * (lost + guess[:, :known].mean()), report
 
@@ -119,6 +122,8 @@ def main() -> None:
     parser.add_argument(
         "--resampling", type=float, default=0.0, help="share of the steps whose past the model makes; it grows for half the time"
     )
+    parser.add_argument("--resampling-at-once", action="store_true", help="from the first step on: for weights that are used to it")
+    parser.add_argument("--robust", type=float, default=0.0, help="a block's error beyond this counts as its logarithm; 0: as it is")
     parser.add_argument("--idle", type=float, default=1 / 16, help="share of the new clips in which one stands still")
     parser.add_argument("--guidance", type=float, default=0.5, help="weight of the pose's error beside the picture's")
     parser.add_argument("--guided-layer", type=int, default=4, help="whose tokens tell the pose")
@@ -149,7 +154,7 @@ def main() -> None:
         print(f"\r{len(clips)} clips", end="", flush=True)
     print()
     forcing = TeacherForcing(
-        dit, guide, BLOCK * args.blocks, device, args.context_noise, args.guidance, not args.no_compile, args.resampling
+        dit, guide, BLOCK * args.blocks, device, args.context_noise, args.guidance, not args.no_compile, args.resampling, args.robust
     )
     level_weights = torch.tensor([0.6, 0.2, 0.2])
     run.exclude_pause()
@@ -162,7 +167,7 @@ def main() -> None:
     while run.progress < 1:
         if run.step % args.grow_every == 0:
             clips = clips.append(maker.make(args.draw)).newest(args.pool)
-        forcing.resampling = args.resampling * min(1.0, 2 * run.progress)
+        forcing.resampling = args.resampling * (1.0 if args.resampling_at_once else min(1.0, 2 * run.progress))
         loss, report = forcing(sample_windows(clips, args.batch, args.blocks, generator), level_weights)
         loss.backward()
         trainee.step()

@@ -192,7 +192,7 @@ def _play_in(window: Window, args: argparse.Namespace) -> int:
     beside = args.compile and not sinks  # what is kept is to be played again: there one kind of layers makes every block
 
     def begin(report) -> Session:
-        return open_session(args, config, lambda what, part: (console(what, part), report(what, part)), header, not beside)
+        return open_session(args, config, lambda what, part: (console(what, part), report(what, part)), header, not beside, live=True)
 
     def compiler(world: World, report: Report) -> Compiled:
         return compile_world(world, lambda what, part: (console(what, part), report(what, part)))

@@ -51,7 +51,7 @@ class Worlds:
 
     def warm_up(self, number: int) -> None:
         """What a world does before its first session. Called where the model may be used."""
-        self.offers[number].world.warm_up()
+        self.offers[number].world.warm_up(live=True)
 
     def room_for(self, number: int, playing: list[int]) -> str | None:
         """Why there is no memory for another session of that world, beside those of the worlds ``playing``; None if there is.

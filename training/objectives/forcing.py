@@ -45,6 +45,15 @@ def level_weight(sigma: Tensor, weighting: str) -> Tensor:
     return torch.ones_like(sigma)
 
 
+def robust(error: Tensor, scale: float) -> Tensor:
+    """s log(1 + e/s) of mean square errors e >= 0 (Cauchy's loss; Barron 2019, "A general and adaptive robust loss function").
+
+    As e where e ≪ s; beyond, a tenth less of an error counts the same wherever one stands, as it does in decibels: what can be told exactly
+    is not drowned by what cannot be known.
+    """
+    return scale * torch.log1p(error / scale)
+
+
 def forcing_loss(guess: Tensor, x0: Tensor, sigma: Tensor, space: str, weighting: str, counts: Tensor | None = None) -> Tensor:
     """mean over samples of Σ w(σ) c(σ) ‖x̂₀ − x₀‖² counts / Σ counts, the norms as means over a latent.
 
