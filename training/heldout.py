@@ -2,9 +2,10 @@
 
     python -m training.heldout runs/dit assets/garden/dit.safetensors
 
-For each run (a folder, its last.pt, or exported safetensors): the mean square error of a rollout's blocks, one after another, and of a
-first block begun from pure noise and from noised truth (`training/objectives/resampling.py`). A later pass that errs as the first one does
-has forgotten how to read what the noise leaves.
+For each run (a folder, its last.pt, or exported safetensors): the mean square error of a rollout's blocks, one after another, in decibels
+too, each walk's on its own (as in a PSNR, good walks count there as much as bad ones); the same standing still; and the error of a first
+block begun from pure noise and from noised truth (`training/objectives/resampling.py`). A later pass that errs as the first one does has
+forgotten how to read what the noise leaves.
 """
 
 from __future__ import annotations
@@ -13,9 +14,11 @@ import argparse
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from engine import load_config
 from training.common import starting_weights
+from training.dataset import Batch
 from training.draws import BatchNoise
 from training.latents import ClipMaker, Clips, cut_windows
 from training.objectives.resampling import Resampler
@@ -24,10 +27,11 @@ from training.train_vae import load_garden_vae
 
 SEED = 900_001  # trainers use seeds below 900,000
 BLOCKS = 8
+FLOOR = 0.03  # added to an error before it is put into decibels: about what the decoder does not show
 
 
-def unseen(vae: Path, count: int, device: torch.device) -> Clips:
-    maker = ClipMaker(load_garden_vae(vae).to(device), SEED, device, compile_encoder=False)
+def unseen(vae: Path, count: int, device: torch.device, idle: float = 1 / 16) -> Clips:
+    maker = ClipMaker(load_garden_vae(vae).to(device), SEED, device, compile_encoder=False, idle=idle)
     clips = maker.make(6)
     while len(clips) < count:
         clips = clips.append(maker.make(6))
@@ -39,27 +43,41 @@ def main() -> None:
     parser.add_argument("runs", type=Path, nargs="+")
     parser.add_argument("--vae", type=Path, default=Path("assets/garden/vae.safetensors"))
     parser.add_argument("--clips", type=int, default=48)
+    parser.add_argument("--still", type=int, default=24, help="clips in which one stands still")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args()
     for path in (*args.runs, args.vae):
         if not path.exists():
             parser.error(f"{path} is not there: name a run's folder, its last.pt, or exported safetensors")
     device = torch.device(args.device)
-    clips = unseen(args.vae, args.clips, device)
-    every = torch.arange(len(clips))
-    batch = as_batch(cut_windows(clips, every, torch.zeros_like(every), BLOCK * BLOCKS), device)
-
-    def errors(played: torch.Tensor) -> list[float]:
-        return (played - batch.latents).square().mean((0, 1, 3, 4)).view(BLOCKS, BLOCK).mean(1).tolist()
-
+    walks, still = (windows(unseen(args.vae, count, device, idle), device) for count, idle in ((args.clips, 1 / 16), (args.still, 1.0)))
     for run in args.runs:
         dit = garden_dit().to(device)
         dit.load_state_dict(starting_weights(run)[0])
         play = Resampler(dit, STEPS, load_config("garden").sampler.shift, torch.bfloat16)
-        rollout = errors(play(batch, [0] * BLOCKS, BatchNoise(every.tolist())))
-        firsts = [errors(play(batch, [begin], BatchNoise(every.tolist())))[0] for begin in range(len(STEPS))]
-        print(f"{run}: rollout {' '.join(f'{e:.3f}' for e in rollout)}, mean {sum(rollout) / BLOCKS:.3f}; ", end="")
-        print(f"first block from pass {', '.join(f'{i + 1}: {e:.3f}' for i, e in enumerate(firsts))}", flush=True)
+        print(run)
+        for name, batch in (("walking", walks), ("standing still", still)):
+            errors = block_errors(play, batch, [0] * BLOCKS)
+            decibels = -10 * (errors + FLOOR).log10()
+            print(f"  {name}: {listed(errors)}, mean {errors.mean():.3f}", flush=True)
+            print(f"    in dB: {listed(decibels, 2)}, mean {decibels.mean():.2f}", flush=True)
+        firsts = [block_errors(play, walks, [begin])[:, 0].mean() for begin in range(len(STEPS))]
+        print(f"  first block from pass {', '.join(f'{i + 1}: {e:.3f}' for i, e in enumerate(firsts))}", flush=True)
+
+
+def windows(clips: Clips, device: torch.device) -> Batch:
+    every = torch.arange(len(clips))
+    return as_batch(cut_windows(clips, every, torch.zeros_like(every), BLOCK * BLOCKS), device)
+
+
+def block_errors(play: Resampler, batch: Batch, begins: list[int]) -> Tensor:
+    """Mean square error of each walk's blocks [N, BLOCKS]."""
+    played = play(batch, begins, BatchNoise(range(len(batch.latents))))
+    return (played - batch.latents).square().mean((1, 3, 4)).unflatten(1, (BLOCKS, BLOCK)).mean(-1)
+
+
+def listed(errors: Tensor, digits: int = 3) -> str:
+    return " ".join(f"{error:.{digits}f}" for error in errors.mean(0))
 
 
 if __name__ == "__main__":

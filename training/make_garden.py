@@ -46,6 +46,8 @@ OPTIONS = {
         "decoder": "--sharpness 0.1",
     },
 }
+# For weights that know the garden already: what those fresh from nothing learn at, they only shake at, and their own past is what they see.
+TRAINED = ("--lr", "8e-4", "--resampling-at-once", "--robust", "0.03", "--guidance", "0.2")
 MODULES = {"vae": "train_vae", "streams": "train_vae", "forcing": "train_dit", "rollout": "finetune", "decoder": "train_decoder"}
 COMPARED = (  # table, number, whether more is better
     ("faithful", "psnr_1s", True), ("faithful", "psnr_4s", True), ("faithful", "psnr_16s", True), ("faithful", "idle_16s", True),
@@ -97,7 +99,7 @@ def plan(out: Path, device: str, minutes: dict[str, float], from_shipped: bool, 
         if stage in left:
             begin = ("--start-from", str(dit)) if dit != SHIPPED / "dit.safetensors" or from_shipped else ()
             if stage == "forcing" and from_shipped:
-                begin += ("--lr", "8e-4")  # what weights fresh from nothing learn at, trained ones only shake at
+                begin += TRAINED
             train(stage, "--vae", str(vae), *begin, "--seed", str(seed + (stage == "rollout")))
             dit = out / stage
     if "decoder" in left:

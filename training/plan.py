@@ -40,6 +40,7 @@ class ForcingSettings:
     the error is measured in; ``weighting`` over noise levels. ``context_noise``: the most noise (standard deviation) added to
     clean context. ``drop_actions``: share of samples that see no action, for guidance. ``resampling``: share of the iterations whose clean
     context is what the model makes of it (`objectives/resampling.py`), each block begun at a pass drawn with ``begin_weights``.
+    ``robust``: the error from which on a block counts as its logarithm (`objectives/forcing.robust`); 0: every error as it is.
     """
 
     context: Literal["clean", "noisy", "all"] = "clean"
@@ -53,6 +54,7 @@ class ForcingSettings:
     drop_actions: float = 0.0
     resampling: float = 0.0
     begin_weights: tuple[float, ...] = ()
+    robust: float = 0.0
 
     def __post_init__(self) -> None:
         _between(0, self.range[0], self.range[1], "the beginning of range")
@@ -60,6 +62,7 @@ class ForcingSettings:
         _between(0, self.drop_actions, 1, "drop_actions")
         _between(0, self.context_noise, 10, "context_noise")
         _between(0, self.resampling, 1, "resampling")
+        _between(0, self.robust, 100, "robust")
         for name in ("step_weights", "begin_weights"):
             weights = getattr(self, name)
             if any(weight < 0 for weight in weights) or (weights and not sum(weights)):

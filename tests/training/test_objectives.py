@@ -68,6 +68,25 @@ def test_forcing_is_flow_matching_in_any_space(space: str, weighting: str) -> No
     assert float(forcing_loss(guess, x0, sigma, space, weighting, counts)) == pytest.approx(total, rel=1e-6)
 
 
+def test_a_robust_loss_counts_decibels() -> None:
+    x0, guess = randn(1)[:2], randn(2)[:2]
+    guess = x0 + torch.tensor([0.01, 3.0]).view(2, 1, 1, 1, 1) * (guess - x0)  # one sample is nearly right
+    sigma, counts = torch.ones(2, SHAPE[2]), torch.ones(2, SHAPE[2])
+    counts[0, :3] = 0
+    a, g = wide(x0, guess)
+    errors = ((g - a) ** 2).mean((1, 3, 4)).reshape(2, -1, 3).mean(-1)
+    terms = 0.03 * np.log(1 + errors / 0.03)
+    expected = (terms[0, 1:].mean() + terms[1].mean()) / 2
+    assert float(forcing_loss(guess, x0, sigma, "x0", "uniform", counts, 0.03, 3)) == pytest.approx(expected, rel=1e-6)
+    slopes = []
+    for sample in range(2):
+        near = guess[sample : sample + 1].clone().requires_grad_()
+        forcing_loss(near, x0[sample : sample + 1], sigma[:1], "x0", "uniform", None, 0.03, 3).backward()
+        slopes.append(float((near.grad * (near.detach() - x0[sample])).sum()))
+    assert slopes[0] == pytest.approx(2 * errors[0].mean(), rel=0.01), "small errors count as they are"
+    assert slopes[1] == pytest.approx(2 * 0.03, rel=0.02), "of large ones only the ratio counts"
+
+
 def test_dmd_is_its_formula_and_so_is_its_gradient() -> None:
     x, fake, real = randn(1).requires_grad_(), randn(2), randn(3)
     counts = torch.tensor([0.0, 0, 0, 1, 1, 1])

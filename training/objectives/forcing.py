@@ -54,12 +54,17 @@ def robust(error: Tensor, scale: float) -> Tensor:
     return scale * torch.log1p(error / scale)
 
 
-def forcing_loss(guess: Tensor, x0: Tensor, sigma: Tensor, space: str, weighting: str, counts: Tensor | None = None) -> Tensor:
+def forcing_loss(
+    guess: Tensor, x0: Tensor, sigma: Tensor, space: str, weighting: str, counts: Tensor | None = None, scale: float = 0.0, block: int = 1
+) -> Tensor:  # fmt: skip
     """mean over samples of Σ w(σ) c(σ) ‖x̂₀ − x₀‖² counts / Σ counts, the norms as means over a latent.
 
-    guess, x0 [B, z, T, h, w]; sigma [B, T] in (0, 1]; counts [B, T], each row with something in it.
+    guess, x0 [B, z, T, h, w]; sigma [B, T] in (0, 1]; counts [B, T], each row with something in it. With a ``scale`` the weighted error of
+    each ``block`` latents, as a mean, counts as `robust` says.
     """
     error = (guess - x0).square().mean((1, 3, 4)) * space_factor(sigma, space) * level_weight(sigma, weighting)  # [B, T]
+    if scale:
+        error = robust(error.unflatten(1, (-1, block)).mean(-1), scale).repeat_interleave(block, dim=1)
     if counts is None:
         return error.mean()
     return ((error * counts).sum(1) / counts.sum(1)).mean()
@@ -88,7 +93,7 @@ class Forcing(Objective):
             amount = settings.context_noise * draws.uniform("drift", self.plan.blocks).square().repeat_interleave(self.block, dim=1)
             clean = clean + per_latent(amount.to(self.device)) * draws.normal("context", *x0.shape[1:]).to(self.device)
         guess = self.view(x0.shape[2], settings.context).x0(self.networks.student, noisy, timestep, per_latent(sigma), batch, clean)
-        return forcing_loss(guess, x0, sigma, settings.space, settings.weighting, counts), {}
+        return forcing_loss(guess, x0, sigma, settings.space, settings.weighting, counts, settings.robust, self.block), {}
 
     def _resampled(self, batch: Batch, draws: Draws) -> Tensor:
         """The window as the model plays it, but its last block, which nobody sees as past."""

@@ -1,0 +1,62 @@
+"""Average the weights of several runs that began with the same ones (Wortsman et al. 2022, "Model soups").
+
+    python -m training.average runs/a runs/b --out runs/both.pt
+
+Runs with other walks and other noise stray from their common beginning in different directions; their mean has less of that. Two runs side
+by side use two cores without waiting for each other. The file serves wherever a run does: to begin with (`--start-from`), to export, to
+be looked at (`training.heldout`).
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+
+def mean_of(weights: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """The mean of each tensor, as float32. Raises ``ValueError`` where names or shapes differ."""
+    first = weights[0]
+    for other in weights[1:]:
+        strange = [name for name in {**first, **other} if name not in first or name not in other or first[name].shape != other[name].shape]
+        if strange:
+            raise ValueError(f"{len(strange)} tensors are not of one network, {strange[0]} among them: average runs that began together")
+    return {name: torch.stack([part[name].float() for part in weights]).mean(0) for name in first}
+
+
+def average(states: Sequence[dict]) -> dict:
+    """One state for several, as `training.common.TrainingRun` saves them: what was averaged in each, the helpers, all time that went in."""
+    helpers = [state["helper"] for state in states if "helper" in state]
+    return {
+        "step": sum(state["step"] for state in states),
+        "seconds": sum(state["seconds"] for state in states),
+        "model": mean_of([state["model"] for state in states]),
+        "averaged": mean_of([state["averaged"] for state in states]),
+        **({"helper": mean_of(helpers)} if len(helpers) == len(states) else {}),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", type=Path, nargs="+", help="folders of runs, or their last.pt")
+    parser.add_argument("--out", type=Path, required=True, help="a file that is not there yet")
+    args = parser.parse_args()
+    paths = [run / "last.pt" if run.is_dir() else run for run in args.runs]
+    for path in paths:
+        if not path.is_file():
+            parser.error(f"{path} is not there: name a run's folder or its last.pt")
+    if args.out.suffix != ".pt" or args.out.exists():
+        parser.error(f"--out {args.out}: name a .pt file that is not there yet")
+    try:
+        state = average([torch.load(path, weights_only=True, map_location="cpu") for path in paths])
+    except ValueError as error:
+        parser.error(str(error))
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    torch.save(state, args.out)
+
+
+if __name__ == "__main__":
+    main()
