@@ -26,7 +26,8 @@ from models.dit import DiT, timestep_embedding
 from models.flow import FlowSchedule, add_noise, x0_from_output
 from models.layers import Layer
 from models.rope import axis_angles, axis_split
-from models.vae import VAE, AttentionBlock, CausalConv3d, ResidualBlock, RMSNorm, Upsample
+from models.vae import VAE
+from models.vae_layers import AttentionBlock, CausalConv3d, ResidualBlock, RMSNorm, Upsample
 
 
 class RollingCache:

@@ -237,18 +237,18 @@ def transfer(place: Place) -> dict[str, Any]:
 
 
 def layouts(place: Place) -> dict[str, Any]:
-    """Milliseconds to decode a block with causal convolutions over stacked frames, and over volumes (`models.vae.VOLUMES`)."""
+    """Milliseconds to decode a block with causal convolutions over stacked frames, and over volumes (`models.vae_layers.VOLUMES`)."""
     import torch
 
-    import models.vae
+    import models.vae_layers
     from engine import World
     from engine.device import synchronize
 
     found: dict[str, Any] = {}
-    kept = dict(models.vae.VOLUMES)
+    kept = dict(models.vae_layers.VOLUMES)
     try:
         for name, kinds in (("stacked", ()), ("volumes", (torch.bfloat16, torch.float16, torch.float32))):
-            models.vae.VOLUMES[place.device.split(":")[0]] = kinds
+            models.vae_layers.VOLUMES[place.device.split(":")[0]] = kinds
             world = World.untrained(place.world, place.device, place.dtype)
             latents, cache, spent = world.random_start().latents[:, :, :3], world.vae.new_decoder_cache(), []
             for _ in range(8):
@@ -260,8 +260,8 @@ def layouts(place: Place) -> dict[str, Any]:
                 spent.append(1000 * (time.perf_counter() - begun))
             found[f"{name}_ms"] = sorted(spent[2:])[3]
     finally:
-        models.vae.VOLUMES.clear()
-        models.vae.VOLUMES.update(kept)
+        models.vae_layers.VOLUMES.clear()
+        models.vae_layers.VOLUMES.update(kept)
     return found
 
 
