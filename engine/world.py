@@ -180,6 +180,9 @@ class World:
         session = Session(self, 0, StartCondition(latents, self.config.vae.temporal_ratio, tokens), rewind_mb=0)
         session.step(IDLE)
         if live and session.timings["total"] < QUICK:
+            for recordings in (self.dit.recordings, self.decoder.recordings):
+                if recordings is not None:
+                    recordings.patience = 0
             session.rehearse()
         self._warm = True
 

@@ -19,6 +19,7 @@ from torch import Tensor
 from models import kernels
 
 Calls = Callable[..., Tensor]
+PATIENCE = 12
 KEPT = 256  # recordings: layers times shapes
 _tracing = threading.Lock()
 
@@ -46,22 +47,34 @@ def play(calls: Calls, inputs: Sequence[Tensor]) -> Tensor:
 
 
 class Recordings:
-    """The recordings of one network: by whom and for which shapes. Weights that are moved or laid out anew end them: `clear`."""
+    """The recordings of one network: by whom and for which shapes. Weights that are moved or laid out anew end them: `clear`.
+
+    A recording takes as long as what it saves in a dozen blocks or two, so that ``patience`` calls are made as they are first.
+    """
 
     def __init__(self) -> None:
+        self.patience = PATIENCE
         self._known: dict[Hashable, Calls | None] = {}
+        self._asked: dict[Hashable, int] = {}
 
     def find(self, key: Hashable, function: Calls, inputs: Sequence[Tensor]) -> Calls | None:
-        """The recording of ``function`` for ``key`` and tensors shaped as ``inputs``, made where there is none."""
+        """The recording of ``function`` for ``key`` and tensors shaped as ``inputs``; None while there is none yet, or can be none."""
         key = (key, kernels.plain_products(), *((tensor.shape, tensor.dtype) for tensor in inputs))
-        if key not in self._known:
-            if len(self._known) >= KEPT:
-                self._known.clear()
-            self._known[key] = record(function, inputs)
+        if key in self._known:
+            return self._known[key]
+        if len(self._known) + len(self._asked) >= KEPT:
+            self.clear()
+        asked = self._asked.get(key, 0)
+        if asked < self.patience:
+            self._asked[key] = asked + 1
+            return None
+        self._asked.pop(key, None)
+        self._known[key] = record(function, inputs)
         return self._known[key]
 
     def clear(self) -> None:
         self._known.clear()
+        self._asked.clear()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Recordings:
         return Recordings()  # they have the weights of the first one

@@ -130,7 +130,7 @@ def _open(args: argparse.Namespace, config: WorldConfig, startup: dict[str, floa
     if args.overlap:
         share_threads(world)
     begun = time.perf_counter()
-    world.warm_up(play=args.part == "all")
+    world.warm_up(play=args.part == "all", live=True)
     startup["warm-up"] = time.perf_counter() - begun
     if args.compile:
         begun = time.perf_counter()

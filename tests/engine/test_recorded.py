@@ -42,6 +42,12 @@ def played(session: Session) -> tuple[list[np.ndarray], dict[str, torch.Tensor]]
     return frames, session.snapshot().tensors
 
 
+def at_once(world: World) -> World:
+    """Recorded when a call comes for the first time."""
+    world.dit.recordings.patience = world.decoder.recordings.patience = 0
+    return world
+
+
 def unrecorded(world: World) -> World:
     world.dit.recordings = world.decoder.recordings = None
     return world
@@ -59,7 +65,7 @@ def assert_same(ours: tuple[list[np.ndarray], dict[str, torch.Tensor]], theirs: 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 def test_a_recorded_garden_is_the_same_garden(dtype: str) -> None:
-    world = World.load("garden", dtype=dtype)
+    world = at_once(World.load("garden", dtype=dtype))
     ours = played(world.session(seed=3, rewind_mb=0))
     assert made(world.dit.recordings) == [True] * len(world.dit.blocks) and made(world.decoder.recordings) == [True]
     assert_same(ours, played(unrecorded(world).session(seed=3, rewind_mb=0)))
@@ -68,7 +74,7 @@ def test_a_recorded_garden_is_the_same_garden(dtype: str) -> None:
 @pytest.mark.parametrize("change", [with_image, without_mouse, tiny_decoder])
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 def test_every_kind_of_world_is_recorded(change: Callable[[dict[str, Any]], None], dtype: str, tmp_path: Path) -> None:
-    world = World.untrained(write_tiny_world(tmp_path, change=change), dtype=dtype)
+    world = at_once(World.untrained(write_tiny_world(tmp_path, change=change), dtype=dtype))
     start = world.random_start()
     ours = played(world.session(start=start, rewind_mb=0))
     assert made(world.dit.recordings) == [True] * len(world.dit.blocks) and made(world.decoder.recordings) == [True]
@@ -80,7 +86,7 @@ def test_what_cannot_be_recorded_is_played_as_it_is(tiny_yaml: Path, monkeypatch
         raise RuntimeError("no such thing here")
 
     monkeypatch.setattr(torch.jit, "trace", refuse)
-    world = World.load(tiny_yaml)
+    world = at_once(World.load(tiny_yaml))
     ours = played(world.session(rewind_mb=0))
     assert made(world.dit.recordings) == [False] and made(world.decoder.recordings) == [False]
     assert_same(ours, played(unrecorded(world).session(rewind_mb=0)))
@@ -105,7 +111,7 @@ def lay_out(world: World) -> World:
 
 
 def test_other_weights_end_a_recording(tiny_yaml: Path) -> None:
-    world, other = World.load(tiny_yaml), World.load(tiny_yaml)
+    world, other = at_once(World.load(tiny_yaml)), World.load(tiny_yaml)
     with torch.no_grad():
         for tensor in (*other.dit.parameters(), *other.decoder.parameters()):
             tensor.mul_(1.1)
@@ -119,10 +125,23 @@ def test_other_weights_end_a_recording(tiny_yaml: Path) -> None:
 
 
 def test_copies_and_trainings_have_nothing_of_it(tiny_world: World) -> None:
-    played(tiny_world.session(rewind_mb=0))
+    for _ in range(2):  # longer than its patience
+        played(tiny_world.session(rewind_mb=0))
     assert made(tiny_world.dit.recordings) and made(copy.deepcopy(tiny_world.dit).recordings) == []
     known = len(tiny_world.decoder.recordings._known)
     cache = tiny_world.decoder.new_decoder_cache()
     for _ in range(2):  # outside inference mode: somebody may want to differentiate
         tiny_world.decoder.decode_block(torch.zeros(1, 4, 2, 4, 8), cache)
     assert known == len(tiny_world.decoder.recordings._known)
+
+
+def test_a_short_game_is_not_worth_recording(tiny_yaml: Path) -> None:
+    world = World.load(tiny_yaml)
+    session = world.session(rewind_mb=0)
+    played(session)
+    assert made(world.dit.recordings) == made(world.decoder.recordings) == []
+    frames, _ = played(session)
+    assert made(world.dit.recordings) == made(world.decoder.recordings) == [True]
+    again = unrecorded(World.load(tiny_yaml)).session(rewind_mb=0)
+    played(again)
+    assert all(np.array_equal(a, b) for a, b in zip(frames, played(again)[0], strict=True)), "nothing shows where it began"
