@@ -52,6 +52,14 @@ SETTINGS: dict[str, Any] = {
 }  # fmt: skip
 
 
+def with_image(settings: dict[str, Any]) -> None:
+    """A change: image tokens, velocities, a window of two blocks, a layer without actions."""
+    settings["vision"] = {"image_size": 28, "patch_size": 14, "dim": 16, "num_heads": 2, "num_layers": 2}
+    settings["weights"]["vision"] = ["clip.pth"]
+    settings["model"].update(img_dim=16, prediction="velocity", local_attn_size=6, num_layers=3)
+    settings["model"]["action"]["blocks"] = [0, 1]
+
+
 def write_tiny_world(folder: Path, name: str = "tiny", change: Callable[[dict[str, Any]], None] | None = None, seed: int = 0) -> Path:
     """Write yaml, random weights and a start picture into ``folder``; ``World.load(path)`` plays it. Returns the yaml's path.
 

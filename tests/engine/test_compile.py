@@ -15,16 +15,9 @@ from engine import Action, World, WorldError, load_config
 from models.attention import SelfAttention
 from models.dit import DiT
 from models.vae import VAE
-from tests.tiny_world import write_tiny_world
+from tests.tiny_world import with_image, write_tiny_world
 
 WALK = [Action(frozenset(keys)) for keys in ("w", "wl", "", "a", "sj", "d", "w", "i")]
-
-
-def with_image(settings: dict[str, Any]) -> None:
-    settings["vision"] = {"image_size": 28, "patch_size": 14, "dim": 16, "num_heads": 2, "num_layers": 2}
-    settings["weights"]["vision"] = ["clip.pth"]
-    settings["model"].update(img_dim=16, prediction="velocity", local_attn_size=6, num_layers=3)
-    settings["model"]["action"]["blocks"] = [0, 1]
 
 
 @pytest.fixture(scope="module")
