@@ -80,7 +80,7 @@ def _windows(world: World, clock: BlockClock) -> Windows:
     """What the model reads of nothing being pressed."""
     action = world.config.model.action
     ring = ConditionRing(action)
-    ring.count = clock.frames.start
+    ring.count = clock.first_row
     mouse = None if ring.mouse is None else torch.zeros(len(clock.frames), 2)
     return ring.windows(clock, Rows(torch.zeros(len(clock.frames), action.keyboard_dim), mouse)).to(world.device)
 

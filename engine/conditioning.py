@@ -23,6 +23,10 @@ class Rows:
     keyboard: Tensor
     mouse: Tensor | None
 
+    def equal(self, other: Rows) -> bool:
+        """Whether both say the same, of a mode alike."""
+        return torch.equal(self.keyboard, other.keyboard) and (self.mouse is None or torch.equal(self.mouse, other.mouse))
+
 
 @dataclass(frozen=True)
 class Windows:
@@ -76,6 +80,11 @@ class ConditionRing:
         keyboard = torch.cat([self.keyboard, rows.keyboard])[picks][None]
         return Windows(keyboard, None if self.mouse is None else torch.cat([self.mouse, rows.mouse])[picks][None])
 
+    def stood_still(self, rows: Rows) -> bool:
+        """Whether all rows that are kept, two blocks of them, are those of ``rows``, the rows of a block in which nothing is done."""
+        pairs = [(self.keyboard, rows.keyboard), (self.mouse, rows.mouse)]
+        return self.count >= HISTORY and all(kept is None or bool((kept == idle[:1]).all()) for kept, idle in pairs)
+
     def commit(self, clock: BlockClock, rows: Rows) -> None:
         """Append the block's rows."""
         self._check(clock, rows)
@@ -85,8 +94,8 @@ class ConditionRing:
         self.count = clock.rows
 
     def _check(self, clock: BlockClock, rows: Rows) -> None:
-        if self.count != clock.frames.start:
-            raise ValueError(f"the ring stands at row {self.count}, block {clock.block} begins at row {clock.frames.start}")
+        if self.count != clock.first_row:
+            raise ValueError(f"the ring stands at row {self.count}, block {clock.block} begins at row {clock.first_row}")
         expected = (len(clock.frames), self.config.keyboard_dim)
         if tuple(rows.keyboard.shape) != expected:
             raise ValueError(f"block {clock.block} takes keyboard rows {list(expected)}, got {list(rows.keyboard.shape)}")

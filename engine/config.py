@@ -42,12 +42,15 @@ class SamplerConfig:
     """Denoising steps (of 1000, falling) and the schedule's shift; see `models.flow`.
 
     ``context`` says whose keys and values a block leaves to later ones: those of a "clean" pass of their own, as the models were trained,
-    or those of the "last" denoising pass, an approximation that saves a pass.
+    or those of the "last" denoising pass, an approximation that saves a pass. ``hold_still``: who has done nothing for two blocks and
+    goes on doing nothing is shown a block after the second one again and again, with new noise, and none of them is remembered, so that
+    nothing adds up while one stands still. For worlds in which nothing moves by itself.
     """
 
     steps: tuple[int, ...] = (1000, 666, 333)
     shift: float = 5.0
     context: str = "clean"
+    hold_still: bool = False
 
     def __post_init__(self) -> None:
         if self.context not in CONTEXTS:

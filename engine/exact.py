@@ -100,8 +100,8 @@ def without_unused(plain: dict[str, Any], config: WorldConfig) -> dict[str, Any]
     """
     if config.decoder == "vae":
         plain = {key: value for key, value in plain.items() if key not in ("decoder", "taehv")}
-    if config.sampler.context == "clean":
-        plain["sampler"] = {key: value for key, value in plain["sampler"].items() if key != "context"}
+    later = {"context": "clean", "hold_still": False}
+    plain["sampler"] = {key: value for key, value in plain["sampler"].items() if key not in later or value != later[key]}
     return plain
 
 

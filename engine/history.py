@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass
-from itertools import islice
+from itertools import islice, takewhile
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -126,10 +126,12 @@ class History:
         """Give the rings what they held ``blocks`` ago and forget those blocks.
 
         Of all that was overwritten meanwhile only the first window's worth matters: the rest came to lie in the same slots later.
+        Blocks held still write over the same slots again and again; the first of them, put back last, has what lay there.
         """
         target = len(self._undos) - blocks
-        n = self._undos[target].clock.n
-        for undo in reversed(list(islice(self._undos, target, target + -(-cache.window // n) + 1))):
+        clock = self._undos[target].clock
+        last = clock.place + -(-cache.window // clock.n)
+        for undo in reversed(list(takewhile(lambda undo: undo.clock.place <= last, islice(self._undos, target, None)))):
             undo.put_back(cache)
         for _ in range(blocks):
             self.nbytes -= self._undos.pop().nbytes

@@ -22,6 +22,7 @@ from engine.snapshot import Identity, Snapshot
 from models.errors import WorldError
 
 if TYPE_CHECKING:
+    from engine.clock import BlockClock
     from engine.compiler import Compiled
     from engine.picture import Picture
     from engine.world import World
@@ -68,7 +69,7 @@ class Session:
         undo = self._history.before(clock, cache, self._decoder, ring, self.last_frame)
         watch.lap("history")
         try:
-            latents, pictures = self._make(condition, windows, watch)
+            latents, pictures = self._make(condition, windows, watch, rows is not None)
             self._history.append(undo, latents)
         except BaseException:
             cache.first, cache.written = books
@@ -80,16 +81,23 @@ class Session:
         self.timings = watch.finish()
         return pictures
 
-    def _condition(self, action: Action) -> tuple[Stopwatch, Rows, Windows, Tensor]:
-        """What steers the next block: rows, what the model reads of them, and the start picture's channels."""
+    def _condition(self, action: Action) -> tuple[Stopwatch, Rows | None, Windows, Tensor]:
+        """What steers the next block: rows (None: not to be remembered), what the model reads of them, the start picture's channels."""
         watch = Stopwatch({self.world.device, self.world.decode_device} if self.precise_timings else ())
         rows = self._ring.hold(self.clock, *self.world.config.actions.to_model(action))
         windows = self._ring.windows(self.clock, rows).to(self.world.device)
         condition = self._start.block(self.clock)
         watch.lap("conditioning")
-        return watch, rows, windows, condition
+        return watch, None if self._stands_still(rows) else rows, windows, condition
 
-    def imagine(self, action: Action) -> tuple[Rows, Tensor, Stopwatch]:
+    def _stands_still(self, rows: Rows) -> bool:
+        """Whether nothing is done now and was for two blocks, in a world that then stays as it is (`SamplerConfig.hold_still`)."""
+        if not self.world.config.sampler.hold_still:
+            return False
+        idle = self._ring.hold(self.clock, *self.world.config.actions.to_model(IDLE))
+        return rows.equal(idle) and self._ring.stood_still(idle)
+
+    def imagine(self, action: Action) -> tuple[Rows | None, Tensor, Stopwatch]:
         """The transformer's part of `step`, for `engine.overlap`: the block's rows and latents. Changes nothing when it raises.
 
         `advance` takes the rows, `develop` the latents; `shown` ends the block. What `rewind` could take back is forgotten.
@@ -98,24 +106,24 @@ class Session:
         self._history.clear()
         books = self._cache.first, self._cache.written
         try:
-            latents = self._imagine(condition, windows, watch)
+            latents = self._imagine(condition, windows, watch, rows is not None)
         except BaseException:
             self._cache.first, self._cache.written = books
             raise
         return rows, latents, watch
 
-    def _make(self, condition: Tensor, windows: Windows, watch: Stopwatch) -> tuple[Tensor, np.ndarray]:
+    def _make(self, condition: Tensor, windows: Windows, watch: Stopwatch, remembered: bool) -> tuple[Tensor, np.ndarray]:
         """Latents and pictures of the block that comes next. Changes only what the next attempt at it would write over."""
-        latents = self._imagine(condition, windows, watch)
+        latents = self._imagine(condition, windows, watch, remembered)
         return latents, self.develop(latents, watch)
 
-    def _imagine(self, condition: Tensor, windows: Windows, watch: Stopwatch) -> Tensor:
-        """The transformer's part: latents `[1, z, n, h, w]`, and their keys and values in the cache."""
+    def _imagine(self, condition: Tensor, windows: Windows, watch: Stopwatch, remembered: bool) -> Tensor:
+        """The transformer's part: latents `[1, z, n, h, w]`, and if they are ``remembered`` their keys and values in the cache."""
         clock, cache = self.clock, self._cache
         for count, x0 in enumerate(self._sampler.denoise(clock, cache, condition, windows, self._noise), 1):
             latents = x0
             watch.lap(f"denoise {count}")
-        if self.world.config.sampler.context == "clean":  # else the keys of the last pass stay
+        if remembered and self.world.config.sampler.context == "clean":  # else the keys of the last pass stay
             self._sampler.commit(clock, cache, condition, windows, latents)
             watch.lap("commit")
         return latents
@@ -148,12 +156,20 @@ class Session:
         window = self.world.config.model.local_attn_size
         while self.clock.filled(window) < window:
             self.clock = self.clock.next()
-        self._ring.count = self.clock.frames.start
-        self._cache.first, self._cache.written = max(0, self.clock.start - window), self.clock.start
+        self._ring.count = self.clock.first_row
+        self._book(self.clock)
         self.step()
 
-    def advance(self, rows: Rows) -> None:
-        """The transformer goes on to the next block."""
+    def _book(self, clock: BlockClock) -> None:
+        """Enter into the cache's books that it stands before this block."""
+        self._cache.first, self._cache.written = max(0, clock.start - self._cache.window), clock.start
+
+    def advance(self, rows: Rows | None) -> None:
+        """The transformer goes on to the next block. Without rows it stays where it is: the next one is written over this one."""
+        if rows is None:
+            self._book(self.clock)
+            self.clock = self.clock.held()
+            return
         self._ring.commit(self.clock, rows)
         self.clock = self.clock.next()
 
@@ -259,7 +275,7 @@ class Session:
         if self._past:
             tensors["past.latents"] = torch.cat([latents for latents, _ in self._past], dim=2).to("cpu", copy=True)
         past = tuple(action for _, action in self._past)
-        return Snapshot(clock.block, self.seed, tensors, Identity(self.world), past=past)
+        return Snapshot(clock.block, self.seed, tensors, Identity(self.world), past=past, still=clock.still)
 
     def read_snapshot(self, path: str | Path) -> Snapshot:
         """A saved snapshot that `restore` will take. Any thread may call it: it touches no state. Raises as `Snapshot.load`."""
@@ -277,7 +293,7 @@ class Session:
         start = StartCondition(latents, self.world.config.vae.temporal_ratio, None if tokens is None else tokens.to(device, copy=True))
         decoder = self.world.decoder.new_decoder_cache()
         decoder.load({name: tensor.to(self.world.decode_device) for name, tensor in _part(tensors, "decoder.").items()})
-        clock = replace(self.clock, epoch=self.clock.epoch + 1, block=snapshot.block)
+        clock = replace(self.clock, epoch=self.clock.epoch + 1, block=snapshot.block, still=snapshot.still)
         held = max(0, clock.start - self._cache.window), clock.start
         mouse = tensors.get("rows.mouse")
         past: Past = ()
@@ -285,7 +301,7 @@ class Session:
             past = tuple(zip(tensors["past.latents"].to(device, copy=True).split(clock.n, dim=2), snapshot.past, strict=True))
 
         self._cache.load(_part(tensors, "cache."), *held)  # from here on nothing can fail
-        self._ring.load(tensors["rows.keyboard"].clone(), None if mouse is None else mouse.clone(), clock.frames.start)
+        self._ring.load(tensors["rows.keyboard"].clone(), None if mouse is None else mouse.clone(), clock.first_row)
         self._start, self._past, self._decoder, self.clock = start, past, decoder, clock
         self.seed, self._noise = snapshot.seed, SeededNoise(snapshot.seed)
         self.last_frame = None if snapshot.last_frame is None else _read_only(snapshot.last_frame)
@@ -322,8 +338,8 @@ class Session:
             raise WorldError(f"cannot rewind {blocks} blocks: {self._why_not()}")
         undo, decoder = history.back(blocks), history.decoder(blocks, self.world.decoder, self.world.decode_device)
         history.put_back(blocks, self._cache)
-        self._cache.first, self._cache.written = max(0, undo.clock.start - self._cache.window), undo.clock.start
-        self._ring.load(undo.keyboard, undo.mouse, undo.clock.frames.start)
+        self._book(undo.clock)
+        self._ring.load(undo.keyboard, undo.mouse, undo.clock.first_row)
         self._decoder, self.last_frame = decoder, undo.last_frame
         self.clock = replace(undo.clock, epoch=self.clock.epoch + 1)
         self.timings = {}

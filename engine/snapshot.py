@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 FORMAT, VERSION = "reverie-snapshot", 1
 BLOCK_LIMIT = 10**9
+HELD_FROM = 1  # blocks that are remembered before one can be held still, at the least
 KEYS_LIMIT = 64  # of one action
 BLIND_LIMIT = 1 << 34  # bytes of tensors that are read without knowing the world
 
@@ -46,6 +47,7 @@ class Snapshot:
     identity: Identity
     sha256: str | None = None  # of the file it was loaded from
     past: tuple[Action, ...] = ()  # what was done in the clip that the game began with, a block each
+    still: int = 0  # of the blocks before, those held still (`BlockClock.still`)
 
     @property
     def last_frame(self) -> np.ndarray | None:
@@ -66,7 +68,8 @@ class Snapshot:
 
         Raises WorldError when it cannot be written: disk full, no such folder.
         """
-        head = {"format": FORMAT, "version": VERSION, **self.identity.known, "seed": int(self.seed), "block": self.block}
+        head = {"format": FORMAT, "version": VERSION, **self.identity.known}
+        head |= {"seed": int(self.seed), "block": self.block, "still": self.still}
         head["past"] = [{"keys": sorted(action.keys), "look": list(action.look)} for action in self.past]
         return write(Path(path), self.tensors, head)
 
@@ -90,13 +93,13 @@ class Snapshot:
         """
         try:
             with StateFile(path) as file:
-                block, seed, past, identity = _read_head(file, world)
+                block, still, seed, past, identity = _read_head(file, world)
                 tensors, sha256 = file.read()
         except OSError as error:
             raise WorldError(f"cannot read {one_line(path, 200)}: {error.strerror or error}") from None
         except MemoryError:
             raise WorldError(f"{one_line(path, 200)} does not fit into memory") from None
-        return cls(block, seed, tensors, identity, sha256, past)
+        return cls(block, seed, tensors, identity, sha256, past, still)
 
 
 class Identity:
@@ -191,17 +194,21 @@ def _check_head(file: StateFile) -> None:
         raise WorldError(f"{what} is of version {_show(head.get('version'))}, this Reverie reads version {VERSION}")
 
 
-def _read_head(file: StateFile, world: World | None) -> tuple[int, int, tuple[Action, ...], Identity]:
-    """Block, seed, the clip's actions and identity, after finding that the tensors may be read."""
+def _read_head(file: StateFile, world: World | None) -> tuple[int, int, int, tuple[Action, ...], Identity]:
+    """Block, blocks held still, seed, the clip's actions and identity, after finding that the tensors may be read."""
     _check_head(file)
     head, what = file.head, file.name
     block, seed, limit = head.get("block"), head.get("seed"), BLOCK_LIMIT
     if type(block) is not int or not 0 <= block <= limit:
         raise WorldError(f"{what}: block must be a whole number from 0 to {limit}, got {_show(block)}")
+    still = head.get("still", 0)  # files of before there were any do not say
+    most = 0 if world is not None and not world.config.sampler.hold_still else max(0, block - HELD_FROM)
+    if type(still) is not int or not 0 <= still <= most:
+        raise WorldError(f"{what}: still must be a whole number from 0 to {most}, got {_show(still)}")
     if type(seed) is not int:
         raise WorldError(f"{what}: seed must be a whole number, got {_show(seed)}")
     past = _read_past(what, head.get("past"))
-    if len(past) > block:
+    if len(past) > block - still:
         raise WorldError(f"{what}: block {block} cannot lie within the clip of {len(past)} blocks that the game began with")
     told = Identity(known={key: head.get(key) for key in ("world", "weights", "settings")})
     if world is not None:
@@ -209,10 +216,10 @@ def _read_head(file: StateFile, world: World | None) -> tuple[int, int, tuple[Ac
         _check_layout(what, layout(world, block, len(past)), file.layout)
         for action in past:
             world.config.actions.check(action.keys)
-        return block, seed, past, Identity(world, told.known)
+        return block, still, seed, past, Identity(world, told.known)
     if file.nbytes > BLIND_LIMIT:
         raise WorldError(f"{what} holds {file.nbytes} bytes of tensors; at most {BLIND_LIMIT} can be loaded")
-    return block, seed, past, told
+    return block, still, seed, past, told
 
 
 def _read_past(what: str, found: Any) -> tuple[Action, ...]:

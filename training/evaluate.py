@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from engine import World
+from engine import World, load_config
 from training import measures
 from training.pictures import compare_sheet, contact_sheet, film
 
@@ -49,12 +49,21 @@ def main() -> None:
         }
         return found | later
 
+    def quiet() -> measures.Table:
+        count = max(1, args.starts // 8)
+        table = {"starts": count, **measures.quiet(world, count, args.quiet_minutes)}
+        if not world.config.sampler.hold_still:
+            return table
+        config = load_config(args.world, {"sampler.hold_still": False})
+        free = measures.quiet(World.load(config, weights=args.weights, device=args.device), count, args.quiet_minutes)
+        return table | {f"{name}_if_remembered": value for name, value in free.items()}
+
     parts: dict[str, Callable[[], measures.Table]] = {
         "fast": lambda: measures.fast(world),
         "faithful": lambda: {"starts": args.starts, **measures.faithful(world, args.starts)},
         "obedient": lambda: {"starts": args.starts, **measures.obedient(world, args.starts)},
         "turning": lambda: {"starts": args.starts, **measures.turning(world, args.starts)},
-        "quiet": lambda: {"starts": max(1, args.starts // 8), **measures.quiet(world, max(1, args.starts // 8), args.quiet_minutes)},
+        "quiet": quiet,
         "stable": stable,
     }
     result: dict[str, object] = {"weights": world.weight_hashes()}

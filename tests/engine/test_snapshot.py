@@ -202,6 +202,7 @@ REFUSALS = {
     "block": (setting("block", -1), "block must be a whole number"),
     "a far block": (setting("block", 10**30), "block must be a whole number"),
     "another block": (setting("block", 0), "holds decoder.0, which a state of this world does not have"),
+    "held still in a world that does not": (setting("still", 1), "still must be a whole number from 0 to 0, got 1"),
     "seed": (setting("seed", "5"), "seed must be a whole number"),
     "NaN": (put_nan, "cache.layers.0.tokens.v holds NaN"),
     "shape": (
