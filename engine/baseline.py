@@ -105,6 +105,8 @@ class Baseline:
         shape = (1, world.config.model.out_dim, clock.n, *condition.shape[3:])
         for step, (timestep, sigma) in enumerate(zip(self._timesteps, self._sigmas, strict=True)):
             fresh = self._noise.noise(clock, step, shape).to(world.device)
+            if step == len(self._timesteps) - 1 and step:
+                fresh = world.config.sampler.last_noise * fresh
             x = fresh if x0 is None else add_noise(x0, fresh, float(sigma))
             out = self._pass(torch.cat([x, condition], 1), timestep, windows.keyboard, windows.mouse)
             x0 = x0_from_output(x, out.float(), float(sigma), world.config.model.prediction)

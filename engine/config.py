@@ -45,14 +45,20 @@ class SamplerConfig:
     or those of the "last" denoising pass, an approximation that saves a pass. ``hold_still``: who has done nothing for two blocks and
     goes on doing nothing is shown a block after the second one again and again, with new noise, and none of them is remembered, so that
     nothing adds up while one stands still. For worlds in which nothing moves by itself.
+
+    ``last_noise``, 0 to 1: the part of its noise that the last step begins with, x = (1 - σ) x0 + last_noise σ ε. Less of it keeps more
+    of what the steps before have found. The published models get all of it; a step that begins from noise alone always does.
     """
 
     steps: tuple[int, ...] = (1000, 666, 333)
     shift: float = 5.0
     context: str = "clean"
     hold_still: bool = False
+    last_noise: float = 1.0
 
     def __post_init__(self) -> None:
+        if not 0 <= self.last_noise <= 1:
+            raise ValueError(f"last_noise must be 0 to 1, got {self.last_noise}")
         if self.context not in CONTEXTS:
             raise ValueError(f"context is one of {', '.join(CONTEXTS)}; got {self.context!r}")
         FlowSchedule(self.shift).timesteps(self.steps)

@@ -37,10 +37,14 @@ class SeededNoise:
 
 
 class BlockSampler:
-    """Drives a DiT through the listed steps. It holds no state but what the passes of the latest block share: all else is the caller's."""
+    """Drives a DiT through the listed steps. It holds no state but what the passes of the latest block share: all else is the caller's.
 
-    def __init__(self, dit: DiT, steps: Sequence[int] = (1000, 666, 333), shift: float = 5.0) -> None:
+    ``last_noise`` in 0..1 is the part of its noise that the last step begins with (`SamplerConfig`).
+    """
+
+    def __init__(self, dit: DiT, steps: Sequence[int] = (1000, 666, 333), shift: float = 5.0, last_noise: float = 1.0) -> None:
         self.dit = dit
+        self.last_noise = last_noise
         self.schedule = FlowSchedule(shift)
         self.timesteps = self.schedule.timesteps(steps).tolist()
         self.sigmas = self.schedule.sigma(torch.tensor(self.timesteps)).tolist()
@@ -61,7 +65,8 @@ class BlockSampler:
         for step in range(first, len(self.timesteps)):
             timestep, sigma = self.timesteps[step], self.sigmas[step]
             fresh = noise.noise(clock, step, shape).to(condition.device, non_blocking=True)
-            x = fresh if x0 is None else add_noise(x0, fresh, sigma)
+            last = step == len(self.timesteps) - 1
+            x = fresh if x0 is None else add_noise(x0, self.last_noise * fresh if last else fresh, sigma)
             output = self._run(x, timestep, clock, cache, condition, windows)
             x0 = x0_from_output(x, output.float(), sigma, self.dit.config.prediction)
             yield x0

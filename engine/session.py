@@ -49,7 +49,8 @@ class Session:
         self.timings: dict[str, float] = {}
         self.precise_timings = False
         self._noise = noise or SeededNoise(seed)
-        self._sampler = BlockSampler(world.dit, world.config.sampler.steps, world.config.sampler.shift)
+        sampler = world.config.sampler
+        self._sampler = BlockSampler(world.dit, sampler.steps, sampler.shift, sampler.last_noise)
         self._start = start if isinstance(start, StartCondition) else world.condition(start)
         self._ring = ConditionRing(world.config.model.action)
         self._cache = world.new_cache(self._start)

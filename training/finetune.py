@@ -32,7 +32,8 @@ class Rollout:
     def __init__(self, dit: DiT, device: torch.device, guide: PoseGuide | None = None, guidance: float = 0.0) -> None:
         self.device, self.guide, self.guidance = device, guide, guidance
         settings = RolloutSettings(finish=True, gradient_latents=CLIP_LATENTS)
-        self.rollout = SelfForcing(dit, STEPS, load_config("garden").sampler.shift, settings, torch.bfloat16)
+        sampler = load_config("garden").sampler
+        self.rollout = SelfForcing(dit, STEPS, sampler.shift, settings, torch.bfloat16, last_noise=sampler.last_noise)
 
     def __call__(self, windows: Windows, blocks: int, given: int) -> dict[str, float]:
         """Backpropagates as it goes; ``given`` first blocks are the truth and only committed. Errors of the passes with the gradient:

@@ -30,8 +30,8 @@ BLOCKS = 8
 FLOOR = 0.03  # added to an error before it is put into decibels: about what the decoder does not show
 
 
-def unseen(vae: Path, count: int, device: torch.device, idle: float = 1 / 16) -> Clips:
-    maker = ClipMaker(load_garden_vae(vae).to(device), SEED, device, compile_encoder=False, idle=idle)
+def unseen(vae: Path, count: int, device: torch.device, idle: float = 1 / 16, seed: int = SEED) -> Clips:
+    maker = ClipMaker(load_garden_vae(vae).to(device), seed, device, compile_encoder=False, idle=idle)
     clips = maker.make(6)
     while len(clips) < count:
         clips = clips.append(maker.make(6))
@@ -51,10 +51,11 @@ def main() -> None:
             parser.error(f"{path} is not there: name a run's folder, its last.pt, or exported safetensors")
     device = torch.device(args.device)
     walks, still = (windows(unseen(args.vae, count, device, idle), device) for count, idle in ((args.clips, 1 / 16), (args.still, 1.0)))
+    sampler = load_config("garden").sampler
     for run in args.runs:
         dit = garden_dit().to(device)
         dit.load_state_dict(starting_weights(run)[0])
-        play = Resampler(dit, STEPS, load_config("garden").sampler.shift, torch.bfloat16)
+        play = Resampler(dit, STEPS, sampler.shift, torch.bfloat16, sampler.last_noise)
         print(run)
         for name, batch in (("walking", walks), ("standing still", still)):
             errors = block_errors(play, batch, [0] * BLOCKS)

@@ -55,14 +55,16 @@ class TeacherForcing:
     ) -> None:  # fmt: skip
         self.guide, self.guidance = guide, guidance
         self.device, self.latents, self.context_noise = device, latents, context_noise
-        schedule = FlowSchedule()
+        schedule, sampler = FlowSchedule(), load_config("garden").sampler
         self.timesteps = schedule.timesteps(STEPS).to(device)
         self.sigmas = schedule.sigma(self.timesteps).to(device)
+        self.strengths = torch.ones(len(STEPS), device=device)  # of the noise at each step, as one plays
+        self.strengths[-1] = sampler.last_noise
         self.dit = dit
         self.view = View(latents, BLOCK, dit.config.local_attn_size, "clean", device)
         self.resampling, self.scale = resampling, scale
         if resampling:
-            self.resampler = Resampler(dit, STEPS, load_config("garden").sampler.shift, torch.bfloat16)
+            self.resampler = Resampler(dit, STEPS, sampler.shift, torch.bfloat16, sampler.last_noise)
         if compiled:  # layer by layer: two kinds of layer are two compilations, whatever the depth
             for layer in dit.blocks:
                 layer.forward = torch.compile(layer.forward)  # and not the call around it, which holds the guide's hook
@@ -78,7 +80,7 @@ class TeacherForcing:
         level = torch.multinomial(level_weights, batch * blocks, replacement=True).view(batch, blocks).to(self.device)
         per_latent = level.repeat_interleave(BLOCK, dim=1)  # [B, T]
         sigma = self.sigmas[per_latent][:, None, :, None, None]
-        noisy = (1 - sigma) * x0 + sigma * torch.randn_like(x0)
+        noisy = (1 - sigma) * x0 + self.strengths[per_latent][:, None, :, None, None] * sigma * torch.randn_like(x0)
         drift = self.context_noise * torch.rand(batch, 1, blocks, 1, 1, device=self.device).square().repeat_interleave(BLOCK, dim=2)
         clean = (self._past(given) if torch.rand(()) < self.resampling else x0) + drift * torch.randn_like(x0)
         with torch.autocast(self.device.type, torch.bfloat16):

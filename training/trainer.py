@@ -168,7 +168,8 @@ class Trainer:
         """Let the averaged student play a few clips, and keep the pictures."""
         blocks = min(self.data.most_blocks, 8)
         dtype = torch.bfloat16 if self.plan.precision == "bfloat16" else torch.float32
-        rollout = Rollout(self.networks.student, self.world.sampler.steps, self.world.sampler.shift, RolloutSettings(), dtype)
+        sampler = self.world.sampler
+        rollout = Rollout(self.networks.student, sampler.steps, sampler.shift, RolloutSettings(), dtype, last_noise=sampler.last_noise)
         with self.average.worn(self.networks.student):
             picture = contact_sheet(rollout, self.data, self.vae, blocks, self.workers.device, self.workers.main)
         if picture is not None:

@@ -100,6 +100,7 @@ def test_unknown_world() -> None:
         (lambda s: s["vae"].update(temporal_downsample=[1, 1]), "vae.temporal_downsample[0] must be true or false, got 1"),
         (lambda s: s.update(sampler={"shift": float("nan")}), "sampler.shift must be a finite number, got nan"),
         (lambda s: s.update(sampler={"shift": -5}), "mine.yaml: sampler: shift must be positive"),
+        (lambda s: s.update(sampler={"last_noise": 1.5}), "mine.yaml: sampler: last_noise must be 0 to 1, got 1.5"),
         (lambda s: s.update(sampler={"steps": [333, 666]}), "mine.yaml: sampler: denoising steps must be whole numbers falling"),
         (lambda s: s.update(sampler={"steps": []}), "denoising steps"),
         (lambda s: s["model"].update(num_heads=3), "mine.yaml: model: dim 32 does not divide into 3 heads"),

@@ -5,7 +5,7 @@ import torch
 
 from engine import World
 from engine.clock import BlockClock
-from engine.conditioning import ConditionRing
+from engine.conditioning import ConditionRing, Windows
 from engine.sampler import BlockSampler, SeededNoise
 
 SHAPE = (1, 4, 3, 2, 4)
@@ -51,6 +51,33 @@ def test_passes_before_the_commit_touch_only_the_blocks_own_slots(tiny_world: Wo
         sampler.commit(clock, cache, condition, windows, x0)
         ring.commit(clock, rows)
         clock = clock.next()
+
+
+class Echo:
+    """A transformer that always sees the same x0, and notes what it was given. Predicts x0."""
+
+    def __init__(self, world: World) -> None:
+        self.config, self.fused, self.given = world.dit.config, False, []
+        self.x0 = torch.full((1, self.config.out_dim, 3, 2, 4), 0.25)
+
+    def __call__(self, inputs: torch.Tensor, *_: object) -> torch.Tensor:
+        self.given.append(inputs[:, : self.config.out_dim])
+        return self.x0
+
+
+@pytest.mark.parametrize("steps", [(1000, 666, 333), (1000, 500), (1000,)])
+@pytest.mark.parametrize("last_noise", [1.0, 0.5, 0.0])
+def test_how_much_noise_each_step_begins_with(tiny_world: World, steps: tuple[int, ...], last_noise: float) -> None:
+    dit = Echo(tiny_world)
+    sampler, clock, source = BlockSampler(dit, steps, 5.0, last_noise), BlockClock(block=2), SeededNoise(4)
+    windows = Windows(torch.zeros(1, 3, 12, 4), torch.zeros(1, 3, 12, 2))
+    list(sampler.denoise(clock, None, torch.zeros(1, 8, 3, 2, 4), windows, source))
+    fresh = [source.noise(clock, step, dit.x0.shape) for step in range(len(steps))]
+    assert torch.equal(dit.given[0], fresh[0]), "the first step begins from noise alone"
+    for step in range(1, len(steps)):
+        sigma = sampler.sigmas[step]
+        strength = last_noise if step == len(steps) - 1 else 1.0
+        torch.testing.assert_close(dit.given[step], (1 - sigma) * dit.x0 + sigma * strength * fresh[step])
 
 
 def test_timesteps_are_the_warped_ones(tiny_world: World) -> None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from engine import Action, World
+from engine import Action, World, load_config
 from engine.clock import BlockClock
 from engine.conditioning import ConditionRing, Rows, Windows
 from models.dit import DiT
@@ -62,15 +62,15 @@ def played_latents(world: World, actions: list[Action], seed: int) -> Tensor:
     return torch.cat(seen, dim=2)
 
 
-@pytest.mark.parametrize("window", [15, 7])
-def test_a_rollout_is_what_the_player_sees(window: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("window", "last_noise"), [(15, 1.0), (7, 0.5)])
+def test_a_rollout_is_what_the_player_sees(window: int, last_noise: float, tmp_path: Path) -> None:
     """Two sessions side by side with gradients, past the point where the ring overwrites itself, against two games."""
     path = write_tiny_world(tmp_path, change=lambda settings: settings["model"].update(local_attn_size=window))
-    world = World.load(path)
+    world = World.load(load_config(path, {"sampler.last_noise": last_noise}))
     sessions = [[*ACTIONS, *ACTIONS[:2]], [*ACTIONS[::-1], *ACTIONS[2:4]]]
     games = torch.cat([played_latents(world, actions, seed) for seed, actions in zip((7, 8), sessions, strict=True)])
     world.dit.requires_grad_(True)
-    rollout = Rollout(world.dit, world.config.sampler.steps, world.config.sampler.shift, LAST)
+    rollout = Rollout(world.dit, world.config.sampler.steps, world.config.sampler.shift, LAST, last_noise=last_noise)
     exits = rollout.exits(Draws(0, 0, range(2), 2), len(sessions[0]))
     made = [x0 for _, x0 in rollout.play(batch_of(world, sessions), exits, BatchNoise([7, 8]))]
     assert all(x0.requires_grad for x0 in made)

@@ -100,7 +100,7 @@ class Forcing(Objective):
         settings, sampler = self.plan.forcing or ForcingSettings(), self.world.sampler
         if self._resampler is None:
             dtype = torch.bfloat16 if self.plan.precision == "bfloat16" else torch.float32
-            self._resampler = Resampler(self.networks.student, sampler.steps, sampler.shift, dtype)
+            self._resampler = Resampler(self.networks.student, sampler.steps, sampler.shift, dtype, sampler.last_noise)
         weights = torch.tensor(settings.begin_weights or [1.0] * len(sampler.steps))
         generator = draws.generator("begins", "all")
         begins = torch.multinomial(weights, self.plan.blocks - 1, replacement=True, generator=generator).tolist()

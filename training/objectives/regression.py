@@ -34,7 +34,7 @@ class Rolling(Objective):
         self.settings = plan.rollout or RolloutSettings()
         dtype = torch.bfloat16 if plan.precision == "bfloat16" else torch.float32
         sampler = world.sampler
-        self.rollout = Rollout(networks.student, sampler.steps, sampler.shift, self.settings, dtype, cloned=plan.checkpointing)
+        self.rollout = Rollout(networks.student, sampler.steps, sampler.shift, self.settings, dtype, plan.checkpointing, sampler.last_noise)
 
     @property
     def longest(self) -> int:

@@ -50,10 +50,10 @@ class Rollout:
 
     def __init__(
         self, dit: DiT, steps: tuple[int, ...], shift: float, settings: RolloutSettings, dtype: torch.dtype = torch.float32,
-        cloned: bool = False,
+        cloned: bool = False, last_noise: float = 1.0,
     ) -> None:  # fmt: skip
         self.dit, self.settings, self.dtype, self.cloned = dit, settings, dtype, cloned
-        self.sampler = BlockSampler(dit, steps, shift)
+        self.sampler = BlockSampler(dit, steps, shift, last_noise)
 
     def exits(self, draws: Draws, blocks: int) -> list[int]:
         """The pass of each block that has the gradient, from 0."""
