@@ -4,8 +4,8 @@
     python -m training.evaluate --only faithful --starts 8
     python -m training.evaluate --only stable --sheet docs/garden_sheet.png
 
-The measures are in `training/measures.py`. With `--json` the tables go to a file that says which weights they are of; measures that
-were left out stay in it as they were, if they are of the same weights.
+The measures are in `training/measures.py`. With `--json` the tables go to a file that says which weights and which sampler they are of;
+measures that were left out stay in it as they were, if they are of the same.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import argparse
 import json
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
 from engine import World, load_config
@@ -66,10 +67,11 @@ def main() -> None:
         "quiet": quiet,
         "stable": stable,
     }
-    result: dict[str, object] = {"weights": world.weight_hashes()}
+    played = json.loads(json.dumps({"weights": world.weight_hashes(), "sampler": asdict(world.config.sampler)}))  # tuples become lists
+    result: dict[str, object] = dict(played)
     if args.json and args.json.exists():
         before = json.loads(args.json.read_text())
-        result |= before if before.get("weights") == world.weight_hashes() else {}
+        result |= before if all(before.get(name) == value for name, value in played.items()) else {}
     for name, measure in parts.items():
         if (args.only and name not in args.only) or (args.missing and name in result):
             continue

@@ -30,8 +30,8 @@ BLOCKS = 8
 FLOOR = 0.03  # added to an error before it is put into decibels: about what the decoder does not show
 
 
-def unseen(vae: Path, count: int, device: torch.device, idle: float = 1 / 16, seed: int = SEED) -> Clips:
-    maker = ClipMaker(load_garden_vae(vae).to(device), seed, device, compile_encoder=False, idle=idle)
+def unseen(vae: Path, count: int, device: torch.device, idle: float = 1 / 16) -> Clips:
+    maker = ClipMaker(load_garden_vae(vae).to(device), SEED, device, compile_encoder=False, idle=idle)
     clips = maker.make(6)
     while len(clips) < count:
         clips = clips.append(maker.make(6))
