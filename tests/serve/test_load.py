@@ -101,6 +101,7 @@ async def press(players: list[Player], seconds: float) -> tuple[list[int], list[
     return made, latencies
 
 
+@pytest.mark.skipif(not LONG, reason="eight players for a quarter of a minute: REVERIE_LONG=1")
 def test_eight_players(quiet: Worlds) -> None:
     """Lag is from a press to the player's screen, by the clock that both share here. Memory counts from when histories for rewinding
     are full: until then it grows, up to what was promised when the session was let in."""
