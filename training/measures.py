@@ -173,13 +173,14 @@ def turning(world: World, count: int) -> Table:
         whole.append(mean_square(ours[near], truth[near]))
         half.append(mean_square(ours[turn // 2 - 2 : turn // 2 + 3], truth[turn // 2 - 2 : turn // 2 + 3]))
         still.append(mean_square(ours[turn : turn + 1], picture[None]))
+    each = -10 * np.log10(np.array(still).mean(1))
     return {
         "frames_of_a_turn": turn,
         "psnr_after_half": round(decibel(np.array(half)), 2),
         "psnr_after_turn": round(decibel(np.array(whole)), 2),
         "psnr_to_start": round(decibel(np.array(still)), 2),
-        "psnr_to_start_mean_of_starts": round(float(np.mean(-10 * np.log10(np.array(still).mean(1)))), 2),
-        "psnr_to_start_median": round(float(np.median(-10 * np.log10(np.array(still).mean(1)))), 2),
+        "psnr_to_start_mean_of_starts": round(float(each.mean()), 2),
+        "psnr_to_start_median": round(float(np.median(each)), 2),
     }
 
 
