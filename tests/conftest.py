@@ -17,6 +17,20 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+
+def keep_to_own_cores() -> None:
+    """Two test processes on two cores get one each: threads that share cores wait for each other, and timings stray."""
+    worker, count = os.environ.get("PYTEST_XDIST_WORKER"), int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    if worker is None or not hasattr(os, "sched_setaffinity"):
+        return
+    cores = sorted(os.sched_getaffinity(0))
+    own = cores[int(worker.removeprefix("gw")) :: count]
+    if own:
+        os.sched_setaffinity(0, own)  # children inherit it
+        torch.set_num_threads(len(own))
+
+
+keep_to_own_cores()
 os.environ["REVERIE_CACHE"] = tempfile.mkdtemp(prefix="reverie-test-cache-")  # never the cache of whoever runs the tests
 atexit.register(shutil.rmtree, os.environ["REVERIE_CACHE"], ignore_errors=True)
 REFERENCE = Path(os.environ.get("REVERIE_REFERENCE", Path(__file__).parents[2] / "shared" / "reference"))

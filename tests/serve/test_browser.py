@@ -40,8 +40,8 @@ def yaml(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def quick(yaml: Path) -> Path:
-    """A block in a quarter of one."""
-    return tiny(yaml.parents[1] / "quick", "Quick", 48)
+    """A block in an eighth of one."""
+    return tiny(yaml.parents[1] / "quick", "Quick", 96)
 
 
 @pytest.fixture(scope="module")
