@@ -68,7 +68,7 @@ def _layers(world: World, start: StartCondition, options: dict[str, Any]) -> tup
     dit, cache = world.dit.twin(), world.new_cache(start)
     dit.compile(**options)
     cache.first, cache.written = clock.start - model.local_attn_size, clock.start
-    sampler = BlockSampler(dit, world.config.sampler.steps, world.config.sampler.shift)
+    sampler = BlockSampler.of(dit, world.config.sampler)
     windows = _windows(world, clock)
     for x0 in sampler.denoise(clock, cache, start.block(clock), windows, SeededNoise(0)):
         latents = x0

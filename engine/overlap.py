@@ -20,7 +20,8 @@ from torch import Tensor
 from engine.actions import Action
 from engine.clock import BlockClock
 from engine.exact import pin_threads
-from engine.session import Session, Stopwatch
+from engine.session import Session
+from engine.stopwatch import Stopwatch
 from engine.world import World
 
 

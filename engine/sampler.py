@@ -10,6 +10,7 @@ from torch import Tensor
 
 from engine.clock import BlockClock
 from engine.conditioning import Windows
+from engine.config import SamplerConfig
 from models.dit import DiT, Given
 from models.flow import FlowSchedule, add_noise, x0_from_output
 from models.kv_cache import DiTCache
@@ -49,6 +50,11 @@ class BlockSampler:
         self.timesteps = self.schedule.timesteps(steps).tolist()
         self.sigmas = self.schedule.sigma(torch.tensor(self.timesteps)).tolist()
         self._shared: tuple[Windows, Given] | None = None
+
+    @classmethod
+    def of(cls, dit: DiT, config: SamplerConfig) -> BlockSampler:
+        """As a world's settings say."""
+        return cls(dit, config.steps, config.shift, config.last_noise)
 
     def denoise(
         self, clock: BlockClock, cache: DiTCache, condition: Tensor, windows: Windows, noise: NoiseSource, first: int = 0,

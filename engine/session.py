@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,15 +14,16 @@ from torch import Tensor
 from engine.actions import IDLE, Action
 from engine.clip import check_clip, encode_clip
 from engine.conditioning import ConditionRing, Rows, StartCondition, Windows
-from engine.device import synchronize
 from engine.history import REWIND_MB, History
 from engine.sampler import BlockSampler, NoiseSource, SeededNoise
 from engine.snapshot import Identity, Snapshot
+from engine.stopwatch import Stopwatch
 from models.errors import WorldError
 
 if TYPE_CHECKING:
     from engine.clock import BlockClock
     from engine.compiler import Compiled
+    from engine.config import WorldConfig
     from engine.picture import Picture
     from engine.world import World
 
@@ -49,8 +49,7 @@ class Session:
         self.timings: dict[str, float] = {}
         self.precise_timings = False
         self._noise = noise or SeededNoise(seed)
-        sampler = world.config.sampler
-        self._sampler = BlockSampler(world.dit, sampler.steps, sampler.shift, sampler.last_noise)
+        self._sampler = BlockSampler.of(world.dit, world.config.sampler)
         self._start = start if isinstance(start, StartCondition) else world.condition(start)
         self._ring = ConditionRing(world.config.model.action)
         self._cache = world.new_cache(self._start)
@@ -89,14 +88,7 @@ class Session:
         windows = self._ring.windows(self.clock, rows).to(self.world.device)
         condition = self._start.block(self.clock)
         watch.lap("conditioning")
-        return watch, None if self._stands_still(rows) else rows, windows, condition
-
-    def _stands_still(self, rows: Rows) -> bool:
-        """Whether nothing is done now and was for two blocks, in a world that then stays as it is (`SamplerConfig.hold_still`)."""
-        if not self.world.config.sampler.hold_still:
-            return False
-        idle = self._ring.hold(self.clock, *self.world.config.actions.to_model(IDLE))
-        return rows.equal(idle) and self._ring.stood_still(idle)
+        return watch, None if stands_still(self.world.config, self.clock, self._ring, rows) else rows, windows, condition
 
     def imagine(self, action: Action) -> tuple[Rows | None, Tensor, Stopwatch]:
         """The transformer's part of `step`, for `engine.overlap`: the block's rows and latents. Changes nothing when it raises.
@@ -354,6 +346,14 @@ class Session:
         return f"{len(history)} are kept (--rewind-mb {history.budget / 1e6:.0f})"
 
 
+def stands_still(config: WorldConfig, clock: BlockClock, ring: ConditionRing, rows: Rows) -> bool:
+    """Whether ``rows`` do nothing and nothing was done for two blocks, in a world that then stays as it is (`SamplerConfig.hold_still`)."""
+    if not config.sampler.hold_still:
+        return False
+    idle = ring.hold(clock, *config.actions.to_model(IDLE))
+    return rows.equal(idle) and ring.stood_still(idle)
+
+
 def to_uint8(frames: Tensor) -> np.ndarray:
     """Frames `[1, 3, F, H, W]` in [-1, 1] -> uint8 `[F, H, W, 3]` on the host: round((x + 1) 127.5)."""
     pictures = frames[0].permute(1, 2, 3, 0).float().add(1).mul(127.5).round_().clamp_(0, 255)
@@ -391,21 +391,3 @@ def _read_only(frame: np.ndarray) -> np.ndarray:
     copy = frame.copy()
     copy.flags.writeable = False
     return copy
-
-
-class Stopwatch:
-    """Seconds of each stage. It waits for ``devices`` at each lap, so that a stage pays for its own work."""
-
-    def __init__(self, devices: Iterable[torch.device] = ()) -> None:
-        self.devices = tuple(devices)
-        self.laps: dict[str, float] = {}
-        self.begun = self.last = time.perf_counter()
-
-    def lap(self, name: str) -> None:
-        for device in self.devices:
-            synchronize(device)
-        now = time.perf_counter()
-        self.laps[name], self.last = now - self.last, now
-
-    def finish(self) -> dict[str, float]:
-        return {**self.laps, "total": time.perf_counter() - self.begun}

@@ -58,6 +58,7 @@ class Snapshot:
     def check(self, world: World) -> None:
         """Raise WorldError, one line that names the first difference, unless a session of ``world`` can go on from here."""
         self.identity.check("the snapshot", world)
+        _check_still("the snapshot", self.still, self.block, world)
         found = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in self.tensors.items()}
         _check_layout("the snapshot", layout(world, self.block, len(self.past)), found)
         for action in self.past:
@@ -201,10 +202,7 @@ def _read_head(file: StateFile, world: World | None) -> tuple[int, int, int, tup
     block, seed, limit = head.get("block"), head.get("seed"), BLOCK_LIMIT
     if type(block) is not int or not 0 <= block <= limit:
         raise WorldError(f"{what}: block must be a whole number from 0 to {limit}, got {_show(block)}")
-    still = head.get("still", 0)  # files of before there were any do not say
-    most = 0 if world is not None and not world.config.sampler.hold_still else max(0, block - HELD_FROM)
-    if type(still) is not int or not 0 <= still <= most:
-        raise WorldError(f"{what}: still must be a whole number from 0 to {most}, got {_show(still)}")
+    still = _check_still(what, head.get("still", 0), block, world)  # files of before there were any do not say
     if type(seed) is not int:
         raise WorldError(f"{what}: seed must be a whole number, got {_show(seed)}")
     past = _read_past(what, head.get("past"))
@@ -220,6 +218,14 @@ def _read_head(file: StateFile, world: World | None) -> tuple[int, int, int, tup
     if file.nbytes > BLIND_LIMIT:
         raise WorldError(f"{what} holds {file.nbytes} bytes of tensors; at most {BLIND_LIMIT} can be loaded")
     return block, still, seed, past, told
+
+
+def _check_still(what: str, still: Any, block: int, world: World | None) -> int:
+    """How many blocks before ``block`` were held still, after finding that there can have been so many (in ``world``)."""
+    most = 0 if world is not None and not world.config.sampler.hold_still else max(0, block - HELD_FROM)
+    if type(still) is not int or not 0 <= still <= most:
+        raise WorldError(f"{what}: still must be a whole number from 0 to {most}, got {_show(still)}")
+    return still
 
 
 def _read_past(what: str, found: Any) -> tuple[Action, ...]:

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from models.action import ActionConfig, ActionModule, Steering
 from models.attention import Attend, MaskPlan, SelfAttention, attention
 from models.kv_cache import DiTCache, KVRing, LayerCache
-from models.layers import CondRows, Head, ImageProjection, Layer, Modulation, run_recorded, uniform
+from models.layers import CondRows, Head, ImageProjection, Layer, Modulation, run_recorded, timestep_embedding, uniform
 from models.recorded import Recordings, recordable
 from models.rope import Rotary, axis_split, prepare_rotary, rotary_grid, rotary_time
 
@@ -391,14 +391,6 @@ def _run_as_it_is(
     modulation: Modulation, steering: Steering | None, given: Given, attend: Attend, layer: Layer, x: Tensor
 ) -> Tensor:  # fmt: skip
     return layer(x, modulation, steering, given.grid, given.time, attend)
-
-
-def timestep_embedding(timestep: Tensor, freq_dim: int) -> Tensor:
-    """Sinusoids of timesteps [...] -> float64 [..., freq_dim]: cosines first, base 10000 (Vaswani et al. 2017)."""
-    half = freq_dim // 2
-    frequencies = 10000.0 ** -(torch.arange(half, dtype=torch.float64, device=timestep.device) / half)
-    angles = timestep.to(torch.float64)[..., None] * frequencies
-    return torch.cat((angles.cos(), angles.sin()), dim=-1)
 
 
 def _autocasts(device: torch.device) -> bool:

@@ -174,3 +174,11 @@ def run_recorded(
 
 def _buffers(ring: KVRing | None) -> tuple[tuple[str, Tensor], ...]:
     return () if ring is None else (("k", ring.k), ("v", ring.v))
+
+
+def timestep_embedding(timestep: Tensor, freq_dim: int) -> Tensor:
+    """Sinusoids of timesteps [...] -> float64 [..., freq_dim]: cosines first, base 10000 (Vaswani et al. 2017)."""
+    half = freq_dim // 2
+    frequencies = 10000.0 ** -(torch.arange(half, dtype=torch.float64, device=timestep.device) / half)
+    angles = timestep.to(torch.float64)[..., None] * frequencies
+    return torch.cat((angles.cos(), angles.sin()), dim=-1)

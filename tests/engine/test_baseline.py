@@ -32,7 +32,11 @@ def mouseless(settings: dict[str, Any]) -> None:
     settings["model"]["action"].update(mouse_dim=0, blocks=[0, 1])
 
 
-@pytest.mark.parametrize("change", [None, with_image, mouseless])
+def still(settings: dict[str, Any]) -> None:
+    settings["sampler"] = {"hold_still": True}
+
+
+@pytest.mark.parametrize("change", [None, with_image, mouseless, still])
 def test_same_latents_and_pictures(tmp_path: Path, change: Any) -> None:
     world = World.untrained(load_config(write_tiny_world(tmp_path, change=change)), dtype="float32")
     start = world.random_start()
@@ -41,11 +45,12 @@ def test_same_latents_and_pictures(tmp_path: Path, change: Any) -> None:
     make = session._make
     session._make = lambda *inputs: (made.append((got := make(*inputs))[0]), got)[1]  # type: ignore[method-assign]
     keys = set(world.config.actions.keys)
-    for action in WALK:
+    for action in [*WALK, *[Action()] * 4, *WALK] if change is still else WALK:
         action = Action(action.keys & keys)
         ours, theirs = session.step(action), plain.step(action)
         assert relative_error(made[-1], plain.latents) < 1e-5
         assert ours.shape == theirs.shape and np.abs(ours.astype(int) - theirs).max() <= 1
+    assert session.clock == plain.clock and (session.clock.still > 0) == (change is still)
     assert made[-1].std() > 0.1 and ours.std() > 5  # something was compared
 
 

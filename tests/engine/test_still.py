@@ -17,6 +17,7 @@ from engine.exact import settings
 from tests.engine.test_rewind import equal, state
 from tests.engine.test_session import same, state_of
 from tests.engine.test_snapshot import rewrite, setting
+from tests.tiny_world import write_tiny_world
 
 IDLE, WALKING, TURNING = Action(), Action(frozenset("w")), Action(look=(0.0, 1.0))
 # twice around the ring of five blocks; held still: 5 to 8, 14 and 15, 19 to 24
@@ -171,6 +172,16 @@ def test_files_that_lie_about_it(still_world: World, base, tmp_path: Path) -> No
     assert session.clock.still == 4
 
 
+def test_a_state_held_still_is_for_worlds_that_hold_still(tiny_world: World, tmp_path: Path) -> None:
+    session = tiny_world.session()
+    play(session, [IDLE] * 6)
+    session.snapshot().save(tmp_path / "s")
+    rewrite(tmp_path / "s", setting("still", 2))
+    with pytest.raises(WorldError, match="still must be a whole number from 0 to 0, got 2"):
+        session.restore(Snapshot.load(tmp_path / "s"))  # read before it was known for which world
+    assert session.clock == BlockClock(block=6)
+
+
 def test_beside_a_decoder_of_its_own(still_world: World, base) -> None:
     blocks, _, _ = base
     session = still_world.session(seed=3)
@@ -199,8 +210,6 @@ def test_a_failed_block_changes_nothing(still_world: World, base, monkeypatch: p
 
 def test_other_windows_and_other_blocks(tmp_path: Path) -> None:
     """Rewinding and resuming where a ring is no multiple of a block, or a block is one latent."""
-    from tests.tiny_world import write_tiny_world
-
     for change in ({"local_attn_size": 4}, {"num_frame_per_block": 1}, {"local_attn_size": 6}):
         yaml = write_tiny_world(tmp_path, change=lambda settings, change=change: settings["model"].update(change))
         world = World.load(load_config(yaml, {"sampler.hold_still": True}))

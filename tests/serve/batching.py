@@ -52,7 +52,7 @@ class Game:
         world.dit.precompute_context(None if context is None else context.repeat(len(players), 1, 1), self.cache)
         self.decoder: CausalCache = world.decoder.new_decoder_cache()
         self.rings = [ConditionRing(config.model.action) for _ in players]
-        self.sampler = BlockSampler(world.dit, config.sampler.steps, config.sampler.shift)
+        self.sampler = BlockSampler.of(world.dit, config.sampler)
         self.noise = BothNoise([SEEDS[player] for player in players])
         self.clock = config.clock
 
