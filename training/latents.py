@@ -16,7 +16,7 @@ from torch import Tensor
 
 from engine import load_config
 from models.vae import VAE
-from training.simulator import FULL_MOUSE, HEIGHT, WIDTH, random_actions, random_poses, rollout
+from training.simulator import FULL_MOUSE, HEIGHT, WIDTH, Pose, random_actions, random_poses, rollout
 
 FULL_LOOK = load_config("garden").actions.look_scale[0] / FULL_MOUSE  # the model's mouse value for the simulator's
 CLIP_BLOCKS = 9
@@ -101,6 +101,16 @@ class ClipMaker:
             settled=self.settled,
         )
         return clips, video
+
+
+def pictures(clips: Clips, pick: Tensor, frames: int, device: torch.device) -> Tensor:
+    """What the picked clips were encoded from, their first ``frames`` frames, rendered again: [B, 3, F, H, W] in [-1, 1].
+
+    All but to the bit: the actions were kept in half precision.
+    """
+    pose = Pose(*(part.to(device) for part in clips.pose[pick, 0].unbind(-1)))
+    keyboard, mouse = (rows[pick, : frames - 1].float().to(device) for rows in (clips.keyboard, clips.mouse))
+    return rollout(pose, keyboard, mouse)[0].transpose(1, 2).float() / 127.5 - 1
 
 
 @dataclass

@@ -36,14 +36,14 @@ OPTIONS = {
         "streams": "--batch 1 --frames 41 --lr 5e-4 --no-compile",
         "forcing": "--pool 480 --grow-every 3 --resampling 0.7 --idle 0.12",
         "rollout": "--pool 480 --grow-every 3 --batch 8 --first-horizon 3 --idle 0.2",
-        "decoder": "--sharpness 0.1",
+        "decoder": "",
     },
     "cuda": {
         "vae": "--batch 16 --frames 13",
         "streams": "--batch 4 --frames 41 --lr 5e-4 --no-compile",
         "forcing": "--batch 64 --pool 4000 --grow-every 1 --draw 8 --resampling 0.7 --idle 0.12",
         "rollout": "--batch 48 --pool 4000 --grow-every 1 --draw 6 --first-horizon 3 --idle 0.2",
-        "decoder": "--sharpness 0.1",
+        "decoder": "",
     },
 }
 # For weights that know the garden already: what those fresh from nothing learn at, they only shake at, and their own past is what they see.
@@ -103,7 +103,8 @@ def plan(out: Path, device: str, minutes: dict[str, float], from_shipped: bool, 
             train(stage, "--vae", str(vae), *begin, "--seed", str(seed + (stage == "rollout")))
             dit = out / stage
     if "decoder" in left:
-        train("decoder", "--vae", str(vae), "--dit", str(dit))
+        walks = ("--clips", str(out / "forcing" / "clips.safetensors")) if "forcing" in left else ()
+        train("decoder", "--vae", str(vae), "--dit", str(dit), *walks)
         jobs.append(Job("export", ("training.export", "vae", str(out / "decoder" / "last.pt"), str(ours), *scale)))
     if dit.suffix != ".safetensors":
         jobs.append(Job("export", ("training.export", "dit", str(dit / "last.pt"), str(out / "dit.safetensors"))))
@@ -140,7 +141,7 @@ def old_against_new(old: dict, new: dict) -> str:
         better = after > before if more else after < before
         mark = "" if after == before else "better" if better else "worse"
         lines.append(f"{table + ' ' + number:28}{before:10.3f}{after:10.3f}  {mark}")
-    for look in ("sharpness", "contrast", "saturation"):
+    for look in ("sharpness", "edges", "contrast", "saturation"):
         before, after = (report.get("stable", {}).get(look, {}).get("ratio") for report in (old, new))
         if before is not None and after is not None:
             mark = "" if after == before else "better" if abs(after - 1) < abs(before - 1) else "worse"

@@ -3,9 +3,11 @@
     python -m training.train_decoder --vae assets/garden/vae.safetensors --dit assets/garden/dit.safetensors --out runs/decoder --minutes 15
 
 The decoder has only ever seen latents of true pictures. The denoiser's are an average of what may come, a little soft wherever it is
-not sure of an edge's place, and the decoder passes that on. Here it is given both kinds: each block is imagined by the real three-step
-sampler beside the clean truth of the past (`training/train_dit.py`: all blocks of a window at once), or is the truth with a little
-noise. The target is the simulator's picture, and the amount of detail in it. Encoder, latents and denoiser stay as they are.
+not sure of an edge's place, and the decoder passes that on. Here it is given both kinds: a walk is imagined by the real three-step sampler,
+each block beside the clean truth of its past (`training/train_dit.py`: all blocks of a window at once), or is the truth with more or less
+noise. The target is the simulator's picture. Encoder, latents and denoiser stay as they are.
+
+``--clips`` are those that a training of the denoiser has left: their walks are rendered again, and nothing need be encoded.
 """
 
 from __future__ import annotations
@@ -16,15 +18,17 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from engine import load_config
 from models.dit import DiT
 from models.flow import FlowSchedule, add_noise
 from training.common import Trainee, TrainingRun, starting_weights
-from training.latents import ClipMaker, Windows, cut_windows
+from training.latents import ClipMaker, Clips, Windows, cut_windows, pictures
 from training.objectives.view import View
 from training.train_dit import BLOCK, STEPS, as_batch, garden_dit
 from training.train_vae import garden_vae, load_garden_vae, picture_loss, read_scale, sharpness_loss
 
-TRUTH_NOISE = 0.1  # as in `training.train_vae`
+TRUTH_NOISE = 0.1  # at most; as in `training.train_vae`
+BATCH = 2  # clips a step, one after another: half the memory, and the same gradient
 
 
 class Imagination:
@@ -35,6 +39,7 @@ class Imagination:
         schedule = FlowSchedule()
         self.timesteps = schedule.timesteps(STEPS)
         self.sigmas = schedule.sigma(self.timesteps)
+        self.last_noise = load_config("garden").sampler.last_noise
         self.view = View(latents, BLOCK, dit.config.local_attn_size, "clean", device)
 
     @torch.no_grad()
@@ -44,7 +49,8 @@ class Imagination:
         truth = given.latents
         x0 = torch.zeros_like(truth)  # at sigma 1 nothing is left of it
         for timestep, sigma in zip(self.timesteps, self.sigmas, strict=True):
-            noisy = add_noise(x0, torch.randn_like(x0), float(sigma))
+            part = self.last_noise if timestep == self.timesteps[-1] else 1.0
+            noisy = add_noise(x0, part * torch.randn_like(x0), float(sigma))
             times = timestep.float().expand(truth.shape[0], truth.shape[2]).to(self.device)
             with torch.autocast(self.device.type, torch.bfloat16):
                 x0 = self.view.x0(self.dit, noisy, times, sigma.to(self.device), given, truth)
@@ -55,42 +61,52 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--vae", type=Path, required=True, help="exported weights (safetensors)")
     parser.add_argument("--dit", type=Path, required=True, help="a run's folder, its last.pt, or exported safetensors")
+    parser.add_argument("--clips", type=Path, help="clips.safetensors of a run of train_dit with this encoder; else some are made first")
+    parser.add_argument("--first-clips", type=int, default=64, help="how many are made then; two more every eighth step")
     parser.add_argument("--out", type=Path, default=Path("runs/decoder"))
     parser.add_argument("--minutes", type=float, default=15)
     parser.add_argument("--blocks", type=int, default=3)
     parser.add_argument("--lr", type=float, default=6e-4)
-    parser.add_argument("--imagined", type=float, default=0.75, help="share of blocks that are imagined")
-    parser.add_argument("--sharpness", type=float, default=0.03, help="weight of the frames' detail beside the picture's error")
+    parser.add_argument("--imagined", type=float, default=0.25, help="share of the steps whose walks are imagined")
+    parser.add_argument("--sharpness", type=float, default=0.0, help="weight of the frames' detail; it teaches a mesh, see docs/GARDEN.md")
+    parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args()
     device = torch.device(args.device)
+    if args.clips is not None and not args.clips.is_file():
+        parser.error(f"--clips {args.clips} is not there: name the clips.safetensors in a run's folder")
     run = TrainingRun(args.out, args.minutes)
     vae = garden_vae(*read_scale(args.vae)).to(device)
     vae.encoder.requires_grad_(False)
     vae.conv1.requires_grad_(False)
-    trainee = Trainee(vae, run, args.lr, args.lr, 0.99, start_from=args.vae, trained=nn.ModuleList([vae.decoder, vae.conv2]))
+    trainee = Trainee(vae, run, args.lr, args.lr, 0.995, start_from=args.vae, trained=nn.ModuleList([vae.decoder, vae.conv2]))
     dit = garden_dit()
     dit.load_state_dict(starting_weights(args.dit)[0], strict=False)
     imagine = Imagination(dit.to(device), BLOCK * args.blocks, device)
-    maker = ClipMaker(load_garden_vae(args.vae).to(device), 9000 + run.step, device)
-    torch.manual_seed(9500 + run.step)
+    seed = 9000 + 10_000 * args.seed + run.step
+    maker = ClipMaker(load_garden_vae(args.vae).to(device), seed, device)
+    clips = Clips.load(args.clips) if args.clips else maker.make(1)
+    while not args.clips and len(clips) < args.first_clips:
+        clips = clips.append(maker.make(2))
+    torch.manual_seed(500 + seed)
     pixels = torch.compile(vae.pixels)
     mean, std = (v.view(1, -1, 1, 1, 1) for v in (torch.tensor(n, device=device) for n in read_scale(args.vae)))
 
     def descend() -> dict[str, Tensor]:
-        """Gradients of one clip a walk; what is reported is the last one's."""
-        clips, video = maker.draw(1)
-        first = torch.zeros(len(clips), dtype=torch.long)
-        windows = cut_windows(clips, torch.arange(len(clips)), first, BLOCK * args.blocks)
-        truth = windows.latents.to(device)
-        kept = (torch.rand(len(clips), args.blocks) >= args.imagined).repeat_interleave(BLOCK, 1).to(device)[:, None, :, None, None]
-        latents = torch.where(kept, truth + TRUTH_NOISE * torch.randn_like(truth), imagine(windows))
-        for i in range(len(clips)):  # one at a time: half the memory, and the same gradient
-            target = video[i : i + 1, :, : 4 * BLOCK * args.blocks - 3]
+        """Gradients of a batch; what is reported is the last clip's."""
+        pick = torch.randint(len(clips), (BATCH,))
+        video = pictures(clips, pick, 4 * BLOCK * args.blocks - 3, device)
+        windows = cut_windows(clips, pick, torch.zeros_like(pick), BLOCK * args.blocks)
+        if torch.rand(()) < args.imagined:
+            latents = imagine(windows)
+        else:
+            truth = windows.latents.to(device)
+            latents = truth + TRUTH_NOISE * torch.rand(()).to(device) * torch.randn_like(truth)
+        for z, target in zip(latents.split(1), video.split(1), strict=True):
             with torch.autocast(device.type, torch.bfloat16):
-                ours = pixels((latents[i : i + 1] * std + mean).permute(0, 2, 3, 4, 1)).float()
+                ours = pixels((z * std + mean).permute(0, 2, 3, 4, 1)).float()
             error, detail = picture_loss(ours, target), sharpness_loss(ours, target)
-            ((error + args.sharpness * detail) / len(clips)).backward()
+            ((error + args.sharpness * detail) / BATCH).backward()
         psnr = 10 * torch.log10(4 / (ours.detach() - target).square().mean())
         return {"error": error.detach(), "detail": detail.detach(), "psnr": psnr}
 
@@ -99,6 +115,8 @@ def main() -> None:
     run.exclude_pause()
     reports = 0
     while run.progress < 1:
+        if not args.clips and run.step % 8 == 7:
+            clips = clips.append(maker.make(1))
         report = descend()
         trainee.step()
         if run.tick(report):

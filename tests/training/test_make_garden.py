@@ -31,6 +31,7 @@ def test_from_nothing(tmp_path: Path) -> None:
     made, forcing, rollout, decoder = jobs[2].arguments[-1], jobs[3], jobs[4], jobs[5]
     assert option(forcing, "--vae") == option(rollout, "--vae") == option(decoder, "--vae") == made
     assert "--start-from" not in forcing.arguments and option(rollout, "--start-from") == option(forcing, "--out")
+    assert option(decoder, "--clips") == str(Path(option(forcing, "--out")) / "clips.safetensors")
     assert option(decoder, "--dit") == option(rollout, "--out") == str(Path(jobs[-1].arguments[2]).parent)
     assert option(jobs[-2], "--keep-scale") == made  # the decoder's last stage leaves the latents as they are
     assert option(forcing, "--minutes") == "220" and option(forcing, "--seed") != option(rollout, "--seed")
@@ -46,7 +47,11 @@ def test_from_what_is_shipped(tmp_path: Path) -> None:
     without = plan(tmp_path, "cpu", budgets([], "cpu", True), from_shipped=True)
     assert names(without) == ["forcing", "decoder", "export", "export"] and option(without[1], "--dit") == option(without[0], "--out")
     only = plan(tmp_path, "cpu", budgets(["forcing=0"], "cpu", True), from_shipped=True)
-    assert names(only) == ["decoder", "export"] and option(only[0], "--dit") == str(SHIPPED / "dit.safetensors")
+    assert (
+        "--clips" not in only[0].arguments
+        and names(only) == ["decoder", "export"]
+        and option(only[0], "--dit") == str(SHIPPED / "dit.safetensors")
+    )
 
 
 def test_half_an_hour_on_a_large_gpu() -> None:

@@ -68,3 +68,14 @@ def test_a_long_walk_of_the_simulator_itself(monkeypatch: pytest.MonkeyPatch) ->
     assert [same(kept[i], walked[at]) for i, at in ((7, 9), (15, 59), (16, 5), (27, 66))] == [True] * 4
     rows = measures.stable(Perfect(1, measures.SEED + 2, lazy=True), (6,))[0][0]
     assert rows["motion"]["ratio"] == 0 < rows["contrast"]["ratio"]
+
+
+def test_a_mesh_is_sharp_and_has_no_edges() -> None:
+    """What alternates from pixel to pixel is detail to the Laplacian; an edge is detail with and without it."""
+    mesh = np.full((2, 64, 112, 3), 100, np.uint8)
+    mesh[:, ::2, ::2] += 8
+    mesh[:, 1::2, 1::2] += 8
+    edge = np.full((2, 64, 112, 3), 100, np.uint8)
+    edge[:, :, 56:] += 80
+    assert measures.look(mesh)["sharpness"] > 100 and measures.look(mesh)["edges"] == pytest.approx(0, abs=1e-6)
+    assert measures.look(edge)["edges"] > 1

@@ -17,9 +17,9 @@ from training.common import AveragedWeights, MixedOptimizer, Trainee, TrainingRu
 from training.finetune import Rollout
 from training.flow_sign import motion
 from training.guide import FEATURES, PoseGuide, pose_features
-from training.latents import CLIP_FRAMES, CLIP_LATENTS, CONDITION_LATENTS, Clips, condition_rows, cut_windows, sample_windows
+from training.latents import CLIP_FRAMES, CLIP_LATENTS, CONDITION_LATENTS, Clips, condition_rows, cut_windows, pictures, sample_windows
 from training.masks import teacher_forcing
-from training.simulator import Pose, random_poses, render, step
+from training.simulator import Pose, random_actions, random_poses, render, rollout, step
 from training.train_dit import BLOCK, TeacherForcing
 
 
@@ -54,6 +54,21 @@ def test_condition_rows_are_the_engines() -> None:
         assert torch.equal(ring.windows(clock, rows).keyboard[0], cut[0, 3 * block : 3 * block + 3])
         ring.commit(clock, rows)
         clock = clock.next()
+
+
+def test_pictures_of_clips_are_rendered_again() -> None:
+    """Those of the same walks, but for actions in half precision."""
+    generator = torch.Generator().manual_seed(3)
+    pose = random_poses(3, generator)
+    keyboard, mouse = random_actions(3, CLIP_FRAMES - 1, generator)
+    frames, poses = rollout(pose, keyboard, mouse)
+    clips = random_clips(3)
+    clips.pose = torch.stack([poses.x, poses.y, poses.yaw, poses.pitch], dim=-1)[:, ::4]
+    clips.keyboard, clips.mouse = keyboard.half(), mouse.half()
+    again = pictures(clips, torch.tensor([2, 0]), 33, torch.device("cpu"))
+    assert again.shape == (2, 3, 33, 64, 112) and again.min() >= -1 and again.max() <= 1
+    told = (again.transpose(1, 2) + 1) * 127.5
+    assert (told - frames[[2, 0], :33].float()).abs().mean() < 0.1
 
 
 def test_windows_carry_the_engines_channels() -> None:
