@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from models.vae import VAE, VAEConfig
+from training import sharpen
 from training.sharpen import Fit, Sums, unsharp
 
 CONFIG = VAEConfig(dim=4, z_dim=4, dim_mult=(1, 1, 1), num_res_blocks=1, temporal_downsample=(True, True), patch_size=2,
@@ -57,3 +58,14 @@ def test_no_amount_changes_nothing() -> None:
     fit.add(torch.randn(1, 2, 2, 3, 4))
     fit.apply()
     torch.testing.assert_close(vae.decoder.head["2"].weight, weight)
+
+
+@pytest.mark.parametrize(
+    ("vae", "amount", "words"), [("no.safetensors", 0.2, "no.safetensors is not there"), (__file__, 0.0, "--amount 0.0: a number above 0")]
+)
+def test_what_it_refuses(vae: str, amount: float, words: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ("--vae", vae, "--dit", __file__, "--amount", amount, "--out", "never.safetensors")
+    monkeypatch.setattr("sys.argv", ["x", *map(str, arguments)])
+    with pytest.raises(SystemExit) as raised:
+        sharpen.main()
+    assert raised.value.code == 2 and words in capsys.readouterr().err
