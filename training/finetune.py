@@ -18,7 +18,7 @@ from engine import load_config
 from models.dit import DiT
 from training.common import Trainee, TrainingRun
 from training.draws import BatchNoise
-from training.guide import PoseGuide
+from training.guide import Guides, PoseGuide
 from training.latents import CLIP_BLOCKS, CLIP_LATENTS, ClipMaker, Clips, Windows, cut_windows
 from training.objectives.rollout import Rollout as SelfForcing
 from training.plan import RolloutSettings
@@ -65,7 +65,8 @@ def main() -> None:
     parser.add_argument("--first-horizon", type=int, default=2)
     parser.add_argument("--last-horizon", type=int, default=CLIP_BLOCKS, help="blocks; the ring overwrites itself from the sixth on")
     parser.add_argument("--guidance", type=float, default=0.5, help="weight of the pose's error beside the picture's")
-    parser.add_argument("--guided-layer", type=int, default=4, help="whose tokens tell the pose")
+    parser.add_argument("--guided-layer", type=int, default=4, help="as train_dit has it: that guide is kept and not asked")
+    parser.add_argument("--told-layer", type=int, default=5, help="whose tokens tell the pose of what is to be drawn")
     parser.add_argument("--first-clips", type=int, default=60, help="clips encoded before the first step")
     parser.add_argument("--grow-every", type=int, default=3, help="steps between two batches of new clips")
     parser.add_argument("--draw", type=int, default=2, help="start pictures of a batch of new clips, which has two clips of each")
@@ -78,7 +79,7 @@ def main() -> None:
     run = TrainingRun(args.out, args.minutes)
     torch.manual_seed(0)  # of the fresh weights
     dit = garden_dit().to(device)
-    guide = PoseGuide(dit, args.guided_layer).to(device)
+    guide = Guides(dit, args.guided_layer, args.told_layer).to(device)
     trainee = Trainee(dit, run, args.lr, args.lr / 2, 0.998, (*ADAMW, "read"), args.start_from, helper=guide)
     seed = 10_000 * args.seed + run.step
     torch.manual_seed(6000 + seed)
@@ -88,7 +89,7 @@ def main() -> None:
     clips = Clips.load(stored) if stored.is_file() else maker.make(2)
     while len(clips) < args.first_clips:
         clips = clips.append(maker.make(2))
-    rollout = Rollout(dit, device, guide, args.guidance)
+    rollout = Rollout(dit, device, guide.told, args.guidance)
     run.exclude_pause()
 
     def save() -> None:

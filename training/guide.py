@@ -48,11 +48,30 @@ class PoseGuide(nn.Module):
     def _listen(self, _layer: nn.Module, _inputs: tuple, tokens: Tensor) -> None:
         self._tokens = tokens  # [B, T, S, dim]
 
-    def loss(self, pose: Tensor) -> Tensor:
-        """Error per latent [B, T] of the last forward pass against poses [B, T, 4]."""
+    def told(self) -> Tensor:
+        """What the tokens of the last forward pass say, [B, T, S, FEATURES]. They can be asked once."""
         if self._tokens is None:
             raise RuntimeError("the guide has heard nothing yet: run the denoiser first")
-        told = self.read(self.norm(self._tokens.float()))  # [B, T, S, features]
-        self._tokens = None
-        error = told - pose_features(pose)[:, :, None]
+        tokens, self._tokens = self._tokens, None
+        return self.read(self.norm(tokens.float()))
+
+    def loss(self, pose: Tensor) -> Tensor:
+        """Error per latent [B, T] of the last forward pass against poses [B, T, 4]."""
+        error = self.told() - pose_features(pose)[:, :, None]
         return ((error.square() + SOFTNESS**2).sqrt() - SOFTNESS).mean((2, 3))
+
+
+class Guides(nn.Module):
+    """Two guides over a window seen twice (`View` "clean"): one asks the clean half where it stands, one the noisy half where it is to go.
+
+    What is seen must be known a layer earlier than what follows from it and the actions: ``told`` may listen later than ``seen``.
+    """
+
+    def __init__(self, dit: DiT, seen: int, told: int) -> None:
+        super().__init__()
+        self.seen, self.told = PoseGuide(dit, seen), PoseGuide(dit, told)
+
+    def loss(self, pose: Tensor, known: int) -> tuple[Tensor, Tensor]:
+        """Errors [B, known] and [B, T] of the last forward pass over ``known`` clean latents and T noisy ones, of poses [B, T, 4]."""
+        both = torch.cat([pose[:, :known], pose], dim=1)
+        return self.seen.loss(both)[:, :known], self.told.loss(both)[:, known:]

@@ -10,6 +10,7 @@ ones of which each block sees the clean blocks before it and itself. That is wha
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -22,22 +23,28 @@ from models.flow import FlowSchedule
 from training.common import Trainee, TrainingRun
 from training.dataset import Batch
 from training.draws import BatchNoise
-from training.guide import PoseGuide
-from training.latents import ClipMaker, Clips, Windows, sample_windows
+from training.guide import Guides
+from training.latents import ClipMaker, Clips, Windows, joined, sample_windows
 from training.learner import NOT_HIDDEN as ADAMW
+from training.make_clips import ClipFeed
 from training.objectives.forcing import robust
 from training.objectives.resampling import Resampler
 from training.objectives.view import View
 from training.train_vae import load_garden_vae
 
-STEPS = (1000, 666, 333)
+STEPS = load_config("garden").sampler.steps
 BLOCK = 3
-BEGINS = torch.tensor([0.5, 0.3, 0.2])  # how often a block of the past is played from the first, second, third pass on
+BEGINS = (0.5, 0.3, 0.2)  # how often a block of the past is played from the first, second, third pass on
 
 
 def garden_dit() -> DiT:
     """A denoiser of the garden's sizes (configs/garden.yaml)."""
     return DiT(load_config("garden").model)
+
+
+def per_block(numbers: Tensor) -> Tensor:
+    """[B, blocks] as [B, 1, T, 1, 1]."""
+    return numbers.repeat_interleave(BLOCK, dim=1)[:, None, :, None, None]
 
 
 def as_batch(windows: Windows, device: torch.device) -> Batch:
@@ -50,21 +57,22 @@ class TeacherForcing:
     """One training loss over a batch of windows: the error of x0, and ``guidance`` times that of the guide."""
 
     def __init__(
-        self, dit: DiT, guide: PoseGuide, latents: int, device: torch.device, context_noise: float, guidance: float, compiled: bool,
-        resampling: float = 0.0, scale: float = 0.0,
+        self, dit: DiT, guide: Guides, latents: int, device: torch.device, context_noise: float, guidance: float, compiled: bool,
+        resampling: float = 0.0, scale: float = 0.0, steps: Sequence[int] = STEPS, either_noise: bool = False,
     ) -> None:  # fmt: skip
         self.guide, self.guidance = guide, guidance
         self.device, self.latents, self.context_noise = device, latents, context_noise
         schedule, sampler = FlowSchedule(), load_config("garden").sampler
-        self.timesteps = schedule.timesteps(STEPS).to(device)
+        self.timesteps = schedule.timesteps(steps).to(device)
         self.sigmas = schedule.sigma(self.timesteps).to(device)
-        self.strengths = torch.ones(len(STEPS), device=device)  # of the noise at each step, as one plays
-        self.strengths[-1] = sampler.last_noise
+        self.strengths = torch.ones(len(steps), device=device)  # of the noise at each step, as one plays
+        self.strengths[2 if either_noise else -1 :] = sampler.last_noise
+        self.either_noise = either_noise
         self.dit = dit
         self.view = View(latents, BLOCK, dit.config.local_attn_size, "clean", device)
         self.resampling, self.scale = resampling, scale
         if resampling:
-            self.resampler = Resampler(dit, STEPS, sampler.shift, torch.bfloat16, sampler.last_noise)
+            self.resampler = Resampler(dit, steps, sampler.shift, torch.bfloat16, sampler.last_noise)
         if compiled:  # layer by layer: two kinds of layer are two compilations, whatever the depth
             for layer in dit.blocks:
                 layer.forward = torch.compile(layer.forward)  # and not the call around it, which holds the guide's hook
@@ -78,35 +86,37 @@ class TeacherForcing:
         x0 = given.latents
         batch, blocks = x0.shape[0], self.latents // BLOCK
         level = torch.multinomial(level_weights, batch * blocks, replacement=True).view(batch, blocks).to(self.device)
-        per_latent = level.repeat_interleave(BLOCK, dim=1)  # [B, T]
-        sigma = self.sigmas[per_latent][:, None, :, None, None]
-        noisy = (1 - sigma) * x0 + self.strengths[per_latent][:, None, :, None, None] * sigma * torch.randn_like(x0)
+        sigma = per_block(self.sigmas[level])
+        strength = self.strengths[level]  # [B, blocks]
+        if self.either_noise:
+            strength = torch.where(torch.rand_like(strength) < 0.5, 1.0, strength)
+        noisy = (1 - sigma) * x0 + per_block(strength) * sigma * torch.randn_like(x0)
         drift = self.context_noise * torch.rand(batch, 1, blocks, 1, 1, device=self.device).square().repeat_interleave(BLOCK, dim=2)
         clean = (self._past(given) if torch.rand(()) < self.resampling else x0) + drift * torch.randn_like(x0)
         with torch.autocast(self.device.type, torch.bfloat16):
-            out = self.view.x0(self.dit, noisy, self.timesteps[per_latent], sigma, given, clean)
+            out = self.view.x0(self.dit, noisy, self.timesteps[level].repeat_interleave(BLOCK, dim=1), sigma, given, clean)
         pose, known = windows.pose.to(self.device), self.view.known
-        guess = self.guide.loss(torch.cat([pose[:, :known], pose], dim=1))  # [B, 2T - 3]
+        seen, lost = self.guide.loss(pose, known)
         error = (out - x0).square().mean((1, 3, 4))  # [B, T]
         error = error.view(batch, blocks, BLOCK).mean(-1)
         counts = torch.ones_like(error)
         counts[~windows.from_start.to(self.device), 0] = 0
         report = {}
-        for i, name in enumerate(("s1.00", "s0.91", "s0.71")):
+        for i, name in enumerate(f"s{float(sigma):.2f}" for sigma in self.sigmas):
             chosen = counts * (level == i)
             report[name] = (error.detach() * chosen).sum() / chosen.sum().clamp_min(1)
-        lost = guess[:, known:].view(batch, blocks, BLOCK).mean(-1)
+        lost = lost.view(batch, blocks, BLOCK).mean(-1)
         lost = (lost * counts).sum() / counts.sum()
-        report |= {"pose": lost.detach(), "seen": guess[:, :known].detach().mean()}
+        report |= {"pose": lost.detach(), "seen": seen.detach().mean()}
         if self.scale:
             error = robust(error, self.scale)
         loss = (error * counts).sum() / counts.sum()
-        return loss + self.guidance * (lost + guess[:, :known].mean()), report
+        return loss + self.guidance * (lost + seen.mean()), report
 
     def _past(self, given: Batch) -> Tensor:
         """The window as the model itself plays it, but the last block, which nobody sees; a fifth of the windows as they are."""
         batch, blocks = len(given.latents), self.latents // BLOCK
-        begins = torch.multinomial(BEGINS, blocks - 1, replacement=True).tolist()
+        begins = torch.multinomial(torch.tensor(BEGINS), blocks - 1, replacement=True).tolist()
         noise = BatchNoise(torch.randint(2**62, (batch,)).tolist())
         kept = torch.rand(batch, 1, 1, 1, 1, device=self.device) < 0.2
         return torch.where(kept, given.latents, self.resampler(given, begins, noise))
@@ -126,48 +136,64 @@ def main() -> None:
     )
     parser.add_argument("--resampling-at-once", action="store_true", help="from the first step on: for weights that are used to it")
     parser.add_argument("--robust", type=float, default=0.0, help="a block's error beyond this counts as its logarithm; 0: as it is")
+    parser.add_argument("--steps", type=int, nargs="+", default=list(STEPS), help="noise levels as the sampler has them; else the garden's")
+    parser.add_argument(
+        "--either-noise", action="store_true", help="from the third level on, half of the blocks have all of their noise, half last_noise"
+    )
     parser.add_argument("--idle", type=float, default=1 / 16, help="share of the new clips in which one stands still")
     parser.add_argument("--guidance", type=float, default=0.5, help="weight of the pose's error beside the picture's")
-    parser.add_argument("--guided-layer", type=int, default=4, help="whose tokens tell the pose")
+    parser.add_argument("--guided-layer", type=int, default=4, help="whose tokens tell the pose of what they see")
+    parser.add_argument("--told-layer", type=int, default=5, help="whose tokens tell the pose of what is to be drawn")
     parser.add_argument("--first-clips", type=int, default=160, help="clips encoded before the first step")
     parser.add_argument("--grow-every", type=int, default=4, help="steps between two batches of new clips")
     parser.add_argument("--draw", type=int, default=2, help="start pictures of a batch of new clips, which has two clips of each")
     parser.add_argument("--pool", type=int, default=20000, help="only the newest so many clips are kept: each is seen equally often")
+    parser.add_argument("--feed", type=Path, help="folder that training.make_clips fills: clips come from there, none are made here")
     parser.add_argument("--seed", type=int, default=0, help="0 to 80: other walks, other noise")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--no-compile", action="store_true")
     parser.add_argument("--start-from", type=Path, help="a run's folder, its last.pt, or exported safetensors")
     args = parser.parse_args()
+    if args.feed is not None and not (args.feed.is_dir() and any(args.feed.glob("*.safetensors"))):
+        parser.error(f"--feed {args.feed} has no shards yet: fill it with python -m training.make_clips --out {args.feed}")
     device = torch.device(args.device)
     run = TrainingRun(args.out, args.minutes)
     torch.manual_seed(0)  # of the fresh weights
     dit = garden_dit().to(device)
-    guide = PoseGuide(dit, args.guided_layer).to(device)
+    guide = Guides(dit, args.guided_layer, args.told_layer).to(device)
     trainee = Trainee(dit, run, args.lr, args.lr / 2, 0.998, (*ADAMW, "read"), args.start_from, helper=guide)
     seed = 10_000 * args.seed + run.step
     torch.manual_seed(3000 + seed)
     generator = torch.Generator().manual_seed(4000 + seed)
     print(f"{sum(p.numel() for p in dit.parameters()) / 1e6:.2f} M parameters", flush=True)
-    maker = ClipMaker(load_garden_vae(args.vae).to(device), 5000 + seed, device, not args.no_compile, args.idle)
     stored = args.out / "clips.safetensors"
-    clips = Clips.load(stored) if stored.exists() else maker.make(2)
-    while len(clips) < args.first_clips:
-        clips = clips.append(maker.make(2))
-        print(f"\r{len(clips)} clips", end="", flush=True)
-    print()
+    if args.feed is not None:
+        feed = ClipFeed(args.feed)
+        clips = joined(feed.new()).newest(args.pool)
+    else:
+        maker = ClipMaker(load_garden_vae(args.vae).to(device), 5000 + seed, device, not args.no_compile, args.idle)
+        clips = Clips.load(stored) if stored.exists() else maker.make(2)
+        while len(clips) < args.first_clips:
+            clips = clips.append(maker.make(2))
+            print(f"\r{len(clips)} clips", end="", flush=True)
+        print()
     forcing = TeacherForcing(
-        dit, guide, BLOCK * args.blocks, device, args.context_noise, args.guidance, not args.no_compile, args.resampling, args.robust
-    )
-    level_weights = torch.tensor([0.6, 0.2, 0.2])
+        dit, guide, BLOCK * args.blocks, device, args.context_noise, args.guidance, not args.no_compile, args.resampling, args.robust,
+        args.steps, args.either_noise,
+    )  # fmt: skip
+    level_weights = torch.tensor([0.6] + [0.4 / (len(args.steps) - 1)] * (len(args.steps) - 1))
     run.exclude_pause()
 
     def save() -> None:
         trainee.save()
-        clips.save(stored)
+        if args.feed is None:
+            clips.save(stored)
 
     reports = 0
     while run.progress < 1:
-        if run.step % args.grow_every == 0:
+        if args.feed is not None:
+            clips = joined([clips, *feed.new()]).newest(args.pool)
+        elif run.step % args.grow_every == 0:
             clips = clips.append(maker.make(args.draw)).newest(args.pool)
         forcing.resampling = args.resampling * (1.0 if args.resampling_at_once else min(1.0, 2 * run.progress))
         loss, report = forcing(sample_windows(clips, args.batch, args.blocks, generator), level_weights)

@@ -16,7 +16,7 @@ from models.dit import DiT
 from training.common import AveragedWeights, MixedOptimizer, Trainee, TrainingRun, cosine_schedule
 from training.finetune import Rollout
 from training.flow_sign import motion
-from training.guide import FEATURES, PoseGuide, pose_features
+from training.guide import FEATURES, Guides, PoseGuide, pose_features
 from training.latents import CLIP_FRAMES, CLIP_LATENTS, CONDITION_LATENTS, Clips, condition_rows, cut_windows, pictures, sample_windows
 from training.masks import teacher_forcing
 from training.simulator import Pose, random_actions, random_poses, render, rollout, step
@@ -110,7 +110,7 @@ def test_teacher_forcing_sees_what_play_sees() -> None:
 
 def test_a_few_steps_learn_and_a_rollout_has_gradients() -> None:
     dit, clips = small_dit(), random_clips()
-    guide = PoseGuide(dit, 0)
+    guide = Guides(dit, 0, 1)
     forcing = TeacherForcing(dit, guide, 6, torch.device("cpu"), 0.1, 0.5, compiled=False)
     optimizer = MixedOptimizer(torch.nn.ModuleList([dit, guide]), 3e-3, 3e-3, adamw=("head.head",))
     losses, poses = [], []
@@ -121,7 +121,7 @@ def test_a_few_steps_learn_and_a_rollout_has_gradients() -> None:
         losses.append(loss.item())
         poses.append(report["seen"].item())
     assert losses[-1] < losses[0] and poses[-1] < poses[0]
-    report = Rollout(dit, torch.device("cpu"), guide, 0.5)(
+    report = Rollout(dit, torch.device("cpu"), guide.told, 0.5)(
         cut_windows(clips, torch.tensor([0, 1]), torch.tensor([3, 3]), 18), blocks=6, given=1
     )
     assert np.isfinite(report["last"])

@@ -1,0 +1,176 @@
+"""Teach the denoiser's first layers where they stand, and nothing else: quick, and most of what is missing.
+
+    python -m training.localise --start-from assets/garden/dit.safetensors --feed runs/feed --out runs/places --minutes 25
+    python -m training.train_dit --start-from runs/places/whole.pt --guidance 3 …
+
+Whoever knows the map and where he stands knows the picture. In forcing, the guide (`training/guide.py`) is one voice among several, and
+every step pays for all layers and both halves of the window. Here only the clean half goes through the network, only up to the guide's
+layer, and only the pose counts: a third of the time a step, and every gradient is about the place. The layers after it do not change and
+no longer understand those before: forcing has to follow. `last.pt` is of this run; what others begin with is `whole.pt`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from dataclasses import replace
+from math import pi
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from engine import load_config
+from models.attention import MaskPlan
+from models.dit import DiT
+from training.common import Trainee, TrainingRun, starting_weights
+from training.guide import PoseGuide
+from training.latents import CLIP_BLOCKS, Clips, Windows, cut_windows, joined, sample_windows
+from training.learner import NOT_HIDDEN as ADAMW
+from training.make_clips import ClipFeed
+from training.masks import block_causal
+from training.simulator import world
+from training.train_dit import BLOCK, as_batch
+
+HELD_OUT = 0.04  # of the clips that are there at the beginning
+
+
+def first_layers(count: int) -> DiT:
+    """The garden's denoiser with its first ``count`` layers only; all names are those of the whole."""
+    config = load_config("garden").model
+    kept = tuple(i for i in config.action.blocks if i < count)
+    return DiT(replace(config, num_layers=count, action=replace(config.action, blocks=kept)))
+
+
+class Localiser(nn.Module):
+    """What the last of ``dit``'s layers knows about the poses of clean latents, beside those before them."""
+
+    def __init__(self, dit: DiT, latents: int, device: torch.device, noise: float) -> None:
+        super().__init__()
+        self.dit, self.guide = dit, PoseGuide(dit, len(dit.blocks) - 1)
+        self.latents, self.device, self.noise = latents, device, noise
+        mask = block_causal(latents, BLOCK, dit.config.local_attn_size)
+        self.mask, self.plan = mask.to(device), MaskPlan.from_mask(mask)
+
+    def look(self, windows: Windows) -> None:
+        """Through the layers; the guide has heard it then."""
+        given = as_batch(windows, self.device)
+        batch, blocks = len(given.latents), self.latents // BLOCK
+        amount = self.noise * torch.rand(batch, 1, blocks, 1, 1, device=self.device).square().repeat_interleave(BLOCK, dim=2)
+        x = torch.cat([given.latents + amount * torch.randn_like(given.latents), given.condition], dim=1)
+        clean = torch.zeros(batch, self.latents, device=self.device)
+        with torch.autocast(self.device.type, torch.bfloat16):
+            self.dit.forward_parallel(
+                x, clean, given.rows.keyboard, given.rows.mouse, torch.arange(self.latents), self.mask, None, self.plan
+            )
+
+    def loss(self, windows: Windows) -> Tensor:
+        self.look(windows)
+        return self.guide.loss(windows.pose.to(self.device)).mean()
+
+    @torch.no_grad()
+    def strays(self, windows: Windows) -> tuple[Tensor, Tensor]:
+        """By how much the heading [B, T] (degrees) and the place [B, T] (cells) are wrong, as all tokens of a latent tell them together."""
+        self.look(windows)
+        told, pose = self.guide.told().mean(2), windows.pose.to(self.device)
+        yaw, middle = torch.atan2(told[..., 1], told[..., 0]), world.SIZE / 2
+        turned = (torch.remainder(yaw - pose[..., 2] + pi, 2 * pi) - pi).abs() * 180 / pi
+        away = torch.hypot(middle - middle * told[..., 2] - pose[..., 0], middle - middle * told[..., 3] - pose[..., 1])
+        return turned, away
+
+
+def report(localiser: Localiser, held: Clips) -> str:
+    """Errors on walks that are not trained on: medians of a walk's first latent, and of those with a past."""
+    noise, localiser.noise = localiser.noise, 0.0
+    found = [
+        localiser.strays(cut_windows(held, pick, torch.zeros_like(pick), localiser.latents))
+        for pick in torch.arange(len(held)).split(8)
+    ]  # fmt: skip
+    localiser.noise = noise
+    turned, away = (torch.cat(part) for part in zip(*found, strict=True))
+    words = [
+        f"{name} {float(turned[:, own].median()):.2f} degrees, {float(away[:, own].median()):.3f} cells"
+        for name, own in (("first", slice(1)), ("later", slice(BLOCK, None)))
+    ]
+    return "held out: " + "; ".join(words)
+
+
+def write_whole(dit: DiT, guide: PoseGuide, start: Path, path: Path) -> None:
+    """All layers, those after the guide's as they began, and the guides as `training.train_dit` reads them."""
+    weights = starting_weights(start)[0] | {name: p.detach() for name, p in dit.named_parameters() if not name.startswith("head.")}
+    helper = {f"{which}.{name}": value for which in ("seen", "told") for name, value in guide.state_dict().items()}
+    temporary = path.with_suffix(".tmp")
+    torch.save({"averaged": weights, "helper": helper}, temporary)
+    os.replace(temporary, path)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--start-from", type=Path, required=True, help="a run's folder, its last.pt, or exported safetensors")
+    parser.add_argument("--feed", type=Path, required=True, help="folder that training.make_clips fills")
+    parser.add_argument("--out", type=Path, default=Path("runs/places"))
+    parser.add_argument("--minutes", type=float, default=25)
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--blocks", type=int, default=4)
+    parser.add_argument("--lr", type=float, default=1e-3)
+    parser.add_argument("--noise", type=float, default=0.3, help="at most; how much of it, each block draws")
+    parser.add_argument("--layer", type=int, default=4, help="the last one that is trained; its tokens tell the pose")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--no-compile", action="store_true")
+    args = parser.parse_args()
+    if not (args.feed.is_dir() and any(args.feed.glob("*.safetensors"))):
+        parser.error(f"--feed {args.feed} has no shards yet: fill it with python -m training.make_clips --out {args.feed}")
+    layers = load_config("garden").model.num_layers
+    if not 0 <= args.layer < layers:
+        parser.error(f"--layer {args.layer}: the garden has layers 0 to {layers - 1}")
+    if not 1 <= args.blocks <= CLIP_BLOCKS:
+        parser.error(f"--blocks {args.blocks}: clips have {CLIP_BLOCKS} blocks")
+    device = torch.device(args.device)
+    run = TrainingRun(args.out, args.minutes)
+    torch.manual_seed(0)
+    dit = first_layers(args.layer + 1).to(device)
+    localiser = Localiser(dit, BLOCK * args.blocks, device, args.noise).to(device)
+    trainee = Trainee(localiser, run, args.lr, args.lr / 2, 0.997, (*ADAMW, "read"))
+    if trainee.fresh:
+        weights = starting_weights(args.start_from)[0]
+        dit.load_state_dict({name: weights[name] for name in dit.state_dict()})
+        trainee.averaged.weights = {name: p.detach().clone() for name, p in localiser.named_parameters()}
+    if not args.no_compile:
+        for layer in dit.blocks:
+            layer.forward = torch.compile(layer.forward)
+    torch.manual_seed(8000 + 10_000 * args.seed + run.step)
+    generator = torch.Generator().manual_seed(9000 + 10_000 * args.seed + run.step)
+    feed = ClipFeed(args.feed)
+    clips = joined(feed.new())
+    kept = max(8, int(HELD_OUT * len(clips)))
+    held, clips = clips.oldest(kept), clips.newest(len(clips) - kept)
+    run.exclude_pause()
+
+    def save() -> None:
+        trainee.save()
+        learning = {name: p.detach().clone() for name, p in localiser.named_parameters()}
+        trainee.averaged.copy_to(localiser)
+        print("  " + report(localiser, held), flush=True)
+        write_whole(dit, localiser.guide, args.start_from, args.out / "whole.pt")
+        with torch.no_grad():
+            for name, p in localiser.named_parameters():
+                p.copy_(learning[name])
+        run.exclude_pause()
+
+    reports = 0
+    while run.progress < 1:
+        clips = joined([clips, *feed.new()])
+        loss = localiser.loss(sample_windows(clips, args.batch, args.blocks, generator))
+        loss.backward()
+        trainee.step()
+        if run.tick({"loss": loss.detach(), "clips": len(clips)}):
+            reports += 1
+            if reports % 6 == 0:
+                save()
+    save()
+    run.plot()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,77 @@
+"""Draw walks and encode them, shard after shard, beside a training that reads them.
+
+    python -m training.make_clips --vae assets/garden/vae.safetensors --out runs/feed --minutes 60 --seed 1
+    python -m training.train_dit --feed runs/feed …        # on the other core, at the same time or afterwards
+
+A walk seen often is known by heart, and what a denoiser can tell of a walk it has not seen is bounded by how many it has (docs/GARDEN.md).
+Encoding costs about as much as learning from what is encoded, once: so one core draws and the other learns, and neither waits.
+Several makers may fill one folder, under different seeds. A shard is whole as soon as it has its name.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import time
+from pathlib import Path
+
+import torch
+
+from training.latents import ClipMaker, Clips
+from training.train_vae import load_garden_vae
+
+
+class ClipFeed:
+    """The shards of a folder, each of them once, in the order in which they came."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._read: set[str] = set()
+
+    def new(self) -> list[Clips]:
+        """What has come since the last call. Raises FileNotFoundError if the folder is not there."""
+        shards = [path for path in self.folder.iterdir() if path.suffix == ".safetensors" and path.name not in self._read]
+        self._read.update(path.name for path in shards)
+        return [Clips.load(path) for path in sorted(shards, key=lambda path: (path.stat().st_mtime_ns, path.name))]
+
+
+def write_shard(clips: Clips, folder: Path, seed: int) -> Path:
+    """Put ``clips`` into the folder under the seed's next free number."""
+    number = sum(1 for _ in folder.glob(f"{seed}_*.safetensors"))
+    path, temporary = folder / f"{seed}_{number:05d}.safetensors", folder / f"{seed}_{number:05d}.part"
+    clips.save(temporary)
+    os.replace(temporary, path)
+    return path
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--vae", type=Path, required=True, help="exported weights (safetensors)")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the shards")
+    parser.add_argument("--minutes", type=float, default=60)
+    parser.add_argument("--shard", type=int, default=40, help="clips in each")
+    parser.add_argument("--idle", type=float, default=1 / 16, help="share of the clips in which one stands still")
+    parser.add_argument("--seed", type=int, default=0, help="0 to 80: other walks; a folder's next shards, too, are other walks")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--no-compile", action="store_true")
+    args = parser.parse_args()
+    if args.shard < 4 or args.shard % 4:
+        parser.error(f"--shard {args.shard}: clips are drawn four at a time")
+    args.out.mkdir(parents=True, exist_ok=True)
+    before = sum(1 for _ in args.out.glob(f"{args.seed}_*.safetensors"))
+    seed = 6000 + 10_000 * args.seed + before  # before: a maker that goes on draws what it has not drawn
+    device = torch.device(args.device)
+    maker = ClipMaker(load_garden_vae(args.vae).to(device), seed, device, not args.no_compile, args.idle)
+    end, made = time.monotonic() + 60 * args.minutes, 0
+    while time.monotonic() < end:
+        clips = maker.make(2)
+        while len(clips) < args.shard:
+            clips = clips.append(maker.make(2))
+        write_shard(clips, args.out, args.seed)
+        made += len(clips)
+        print(f"\r{made} clips", end="", flush=True)
+    print()
+
+
+if __name__ == "__main__":
+    main()
