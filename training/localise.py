@@ -30,7 +30,7 @@ from training.learner import NOT_HIDDEN as ADAMW
 from training.make_clips import ClipFeed
 from training.masks import block_causal
 from training.simulator import world
-from training.train_dit import BLOCK, as_batch
+from training.train_dit import BLOCK, as_batch, garden_dit
 
 HELD_OUT = 0.04  # of the clips that are there at the beginning
 
@@ -95,9 +95,9 @@ def report(localiser: Localiser, held: Clips) -> str:
     return "held out: " + "; ".join(words)
 
 
-def write_whole(dit: DiT, guide: PoseGuide, start: Path, path: Path) -> None:
-    """All layers, those after the guide's as they began, and the guides as `training.train_dit` reads them."""
-    weights = starting_weights(start)[0] | {name: p.detach() for name, p in dit.named_parameters() if not name.startswith("head.")}
+def write_whole(dit: DiT, guide: PoseGuide, start: dict[str, Tensor], path: Path) -> None:
+    """All layers, those after the guide's as they were in ``start``, and the guides as `training.train_dit` reads them."""
+    weights = start | {name: p.detach() for name, p in dit.named_parameters() if not name.startswith("head.")}
     helper = {f"{which}.{name}": value for which in ("seen", "told") for name, value in guide.state_dict().items()}
     temporary = path.with_suffix(".tmp")
     torch.save({"averaged": weights, "helper": helper}, temporary)
@@ -106,7 +106,7 @@ def write_whole(dit: DiT, guide: PoseGuide, start: Path, path: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--start-from", type=Path, required=True, help="a run's folder, its last.pt, or exported safetensors")
+    parser.add_argument("--start-from", type=Path, help="a run's folder, its last.pt, or exported safetensors; else fresh weights")
     parser.add_argument("--feed", type=Path, required=True, help="folder that training.make_clips fills")
     parser.add_argument("--out", type=Path, default=Path("runs/places"))
     parser.add_argument("--minutes", type=float, default=25)
@@ -132,9 +132,9 @@ def main() -> None:
     dit = first_layers(args.layer + 1).to(device)
     localiser = Localiser(dit, BLOCK * args.blocks, device, args.noise).to(device)
     trainee = Trainee(localiser, run, args.lr, args.lr / 2, 0.997, (*ADAMW, "read"))
+    start = garden_dit().state_dict() if args.start_from is None else starting_weights(args.start_from)[0]
     if trainee.fresh:
-        weights = starting_weights(args.start_from)[0]
-        dit.load_state_dict({name: weights[name] for name in dit.state_dict()})
+        dit.load_state_dict({name: start[name] for name in dit.state_dict()})
         trainee.averaged.weights = {name: p.detach().clone() for name, p in localiser.named_parameters()}
     if not args.no_compile:
         for layer in dit.blocks:
@@ -152,7 +152,7 @@ def main() -> None:
         learning = {name: p.detach().clone() for name, p in localiser.named_parameters()}
         trainee.averaged.copy_to(localiser)
         print("  " + report(localiser, held), flush=True)
-        write_whole(dit, localiser.guide, args.start_from, args.out / "whole.pt")
+        write_whole(dit, localiser.guide, start, args.out / "whole.pt")
         with torch.no_grad():
             for name, p in localiser.named_parameters():
                 p.copy_(learning[name])

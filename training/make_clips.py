@@ -5,7 +5,8 @@
 
 A walk seen often is known by heart, and what a denoiser can tell of a walk it has not seen is bounded by how many it has (docs/GARDEN.md).
 Encoding costs about as much as learning from what is encoded, once: so one core draws and the other learns, and neither waits.
-Several makers may fill one folder, under different seeds. A shard is whole as soon as it has its name.
+Several makers may fill one folder, under different seeds. A shard is whole as soon as it has its name. The same command again goes on until
+its minutes are full.
 """
 
 from __future__ import annotations
@@ -49,25 +50,28 @@ def main() -> None:
     parser.add_argument("--vae", type=Path, required=True, help="exported weights (safetensors)")
     parser.add_argument("--out", type=Path, required=True, help="folder of the shards")
     parser.add_argument("--minutes", type=float, default=60)
-    parser.add_argument("--shard", type=int, default=40, help="clips in each")
+    parser.add_argument("--shard", type=int, default=40, help="clips in each, or a few more")
+    parser.add_argument("--draw", type=int, default=2, help="start pictures at a time, which have two clips each: more for a GPU")
     parser.add_argument("--idle", type=float, default=1 / 16, help="share of the clips in which one stands still")
     parser.add_argument("--seed", type=int, default=0, help="0 to 80: other walks; a folder's next shards, too, are other walks")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--no-compile", action="store_true")
     args = parser.parse_args()
-    if args.shard < 4 or args.shard % 4:
-        parser.error(f"--shard {args.shard}: clips are drawn four at a time")
+    if args.shard < 1 or args.draw < 1:
+        parser.error(f"--shard {args.shard} --draw {args.draw}: both are at least 1")
     args.out.mkdir(parents=True, exist_ok=True)
-    before = sum(1 for _ in args.out.glob(f"{args.seed}_*.safetensors"))
+    before, spent = sum(1 for _ in args.out.glob(f"{args.seed}_*.safetensors")), args.out / f"{args.seed}_seconds.txt"
+    seconds = float(spent.read_text()) if spent.exists() else 0.0
     seed = 6000 + 10_000 * args.seed + before  # before: a maker that goes on draws what it has not drawn
     device = torch.device(args.device)
     maker = ClipMaker(load_garden_vae(args.vae).to(device), seed, device, not args.no_compile, args.idle)
-    end, made = time.monotonic() + 60 * args.minutes, 0
-    while time.monotonic() < end:
-        clips = maker.make(2)
+    begun, made = time.monotonic() - seconds, 0
+    while time.monotonic() - begun < 60 * args.minutes:
+        clips = maker.make(args.draw)
         while len(clips) < args.shard:
-            clips = clips.append(maker.make(2))
+            clips = clips.append(maker.make(args.draw))
         write_shard(clips, args.out, args.seed)
+        spent.write_text(f"{time.monotonic() - begun:.1f}\n")
         made += len(clips)
         print(f"\r{made} clips", end="", flush=True)
     print()

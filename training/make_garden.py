@@ -4,11 +4,11 @@
     python -m training.make_garden --out runs/garden --from-shipped         # goes on from what is in the box: no VAE, shorter
     python -m training.make_garden --out runs/garden --minutes forcing=90 rollout=45
 
-Stages: vae, streams (the VAE on long clips), forcing, rollout, decoder (on imagined latents), then the evaluation of what came of it
-beside what is shipped. 0 minutes leave a stage out; rollouts on the truth are left out unless asked for, because they bring the
-model nearer to the truth and make its pictures softer (docs/GARDEN.md). The same command again goes on where the last one stopped, in
-the middle of a stage if need be. What it makes is a world: `python play.py --world runs/garden/garden.yaml`. No file of it is larger
-than 16 MiB.
+Stages: vae, streams (the VAE on long clips), clips (walks are drawn and encoded), places (the first layers learn where they stand),
+forcing, rollout, decoder (on imagined latents), then the evaluation of what came of it beside what is shipped. 0 minutes leave a stage out;
+rollouts on the truth are left out unless asked for, because they bring the model nearer to the truth and make its pictures softer
+(docs/GARDEN.md). The same command again goes on where the last one stopped, in the middle of a stage if need be. What it makes is a world:
+`python play.py --world runs/garden/garden.yaml`. No file of it is larger than 16 MiB.
 
 The budgets for a GPU are a plan: no GPU has run them yet.
 """
@@ -27,28 +27,34 @@ import torch
 import yaml
 
 SHIPPED = Path("assets/garden")
-STAGES = ("vae", "streams", "forcing", "rollout", "decoder")
-MINUTES = {"cpu": (45, 10, 280, 0, 15), "cuda": (6, 1, 16, 0, 2)}  # no rollouts unless asked for: see docs/GARDEN.md
-SHORTER = {"cpu": (0, 0, 135, 0, 15), "cuda": (0, 0, 23, 0, 2)}  # on top of what is shipped
+STAGES = ("vae", "streams", "clips", "places", "forcing", "rollout", "decoder")
+MINUTES = {"cpu": (45, 10, 50, 45, 185, 0, 15), "cuda": (6, 1, 3, 2, 11, 0, 2)}  # no rollouts unless asked for: see docs/GARDEN.md
+SHORTER = {"cpu": (0, 0, 35, 25, 75, 0, 15), "cuda": (0, 0, 4, 4, 15, 0, 2)}  # on top of what is shipped
 OPTIONS = {
     "cpu": {
         "vae": "--batch 3 --frames 9",
         "streams": "--batch 1 --frames 41 --lr 5e-4 --no-compile",
-        "forcing": "--pool 480 --grow-every 3 --resampling 0.7 --idle 0.12",
+        "clips": "--idle 0.12",
+        "places": "",
+        "forcing": "--guidance 2 --resampling 0.7 --resampling-from 0.3",
         "rollout": "--pool 480 --grow-every 3 --batch 8 --first-horizon 3 --idle 0.2",
         "decoder": "",
     },
     "cuda": {
         "vae": "--batch 16 --frames 13",
         "streams": "--batch 4 --frames 41 --lr 5e-4 --no-compile",
-        "forcing": "--batch 64 --pool 4000 --grow-every 1 --draw 8 --resampling 0.7 --idle 0.12",
+        "clips": "--idle 0.12 --draw 16 --shard 64",
+        "places": "--batch 64",
+        "forcing": "--batch 64 --guidance 2 --resampling 0.7 --resampling-from 0.3",
         "rollout": "--batch 48 --pool 4000 --grow-every 1 --draw 6 --first-horizon 3 --idle 0.2",
         "decoder": "",
     },
 }
-# For weights that know the garden already: what those fresh from nothing learn at, they only shake at, and their own past is what they see.
-TRAINED = ("--lr", "8e-4", "--resampling-at-once", "--robust", "0.03", "--guidance", "0.2")
-MODULES = {"vae": "train_vae", "streams": "train_vae", "forcing": "train_dit", "rollout": "finetune", "decoder": "train_decoder"}
+TRAINED = ("--lr", "1e-3", "--robust", "0.03")  # for weights that know the garden: what those from nothing learn at, they only shake at
+MODULES = {
+    "vae": "train_vae", "streams": "train_vae", "clips": "make_clips", "places": "localise", "forcing": "train_dit", "rollout": "finetune",
+    "decoder": "train_decoder",
+}  # fmt: skip
 COMPARED = (  # table, number, whether more is better
     ("faithful", "psnr_1s", True), ("faithful", "psnr_4s", True), ("faithful", "psnr_16s", True), ("faithful", "idle_16s", True),
     ("obedient", "share", True), ("obedient", "share_at_once", True), ("turning", "psnr_to_start", True), ("quiet", "mean_drift", False),
@@ -79,6 +85,8 @@ def plan(out: Path, device: str, minutes: dict[str, float], from_shipped: bool, 
         raise ValueError("every stage has 0 minutes: nothing to do")
     if not from_shipped and not {"vae", "forcing"} <= set(left):
         raise ValueError("a garden from nothing needs minutes for vae and forcing; --from-shipped goes on from what is in the box")
+    if "places" in left and not {"clips", "forcing"} <= set(left):
+        raise ValueError("places are learned from clips, and after them comes forcing: give all three minutes, or places none")
 
     def train(stage: str, *given: str) -> None:
         common = ("--out", str(out / stage), "--minutes", f"{minutes[stage]:g}", "--device", device)
@@ -95,15 +103,21 @@ def plan(out: Path, device: str, minutes: dict[str, float], from_shipped: bool, 
         vae = out / "first-vae.safetensors"
         jobs.append(Job("export", ("training.export", "vae", str(last / "last.pt"), str(vae))))
         scale = ("--keep-scale", str(vae))
-    for stage in ("forcing", "rollout"):
+    feed = ()
+    if "clips" in left:
+        train("clips", "--vae", str(vae), "--seed", str(seed))
+        feed = ("--feed", str(out / "clips"))
+    for number, stage in enumerate(("places", "forcing", "rollout")):
         if stage in left:
             begin = ("--start-from", str(dit)) if dit != SHIPPED / "dit.safetensors" or from_shipped else ()
             if stage == "forcing" and from_shipped:
                 begin += TRAINED
-            train(stage, "--vae", str(vae), *begin, "--seed", str(seed + (stage == "rollout")))
-            dit = out / stage
+            if stage != "places":
+                begin += ("--vae", str(vae))
+            train(stage, *begin, *(feed if stage != "rollout" else ()), "--seed", str(seed + number))
+            dit = out / stage if stage != "places" else out / stage / "whole.pt"
     if "decoder" in left:
-        walks = ("--clips", str(out / "forcing" / "clips.safetensors")) if "forcing" in left else ()
+        walks = ("--clips", str(out / "clips")) if feed else ()
         train("decoder", "--vae", str(vae), "--dit", str(dit), *walks)
         jobs.append(Job("export", ("training.export", "vae", str(out / "decoder" / "last.pt"), str(ours), *scale)))
     if dit.suffix != ".safetensors":
@@ -172,7 +186,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--minutes", nargs="+", default=[], metavar="STAGE=N", help="other budgets than the device's own")
     parser.add_argument("--from-shipped", action="store_true", help="go on from the weights in assets/garden")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--seed", type=int, default=0, help="0 to 79: other walks")
+    parser.add_argument("--seed", type=int, default=0, help="0 to 78: other walks")
     parser.add_argument("--starts", type=int, default=32, help="of the evaluation; 0 leaves it out")
     parser.add_argument("--dry-run", action="store_true", help="print the commands and run none")
     args = parser.parse_args(argv)

@@ -134,6 +134,7 @@ def main() -> None:
     parser.add_argument(
         "--resampling", type=float, default=0.0, help="share of the steps whose past the model makes; it grows for half the time"
     )
+    parser.add_argument("--resampling-from", type=float, default=0.0, help="share of the time before that begins, for weights yet to mend")
     parser.add_argument("--resampling-at-once", action="store_true", help="from the first step on: for weights that are used to it")
     parser.add_argument("--robust", type=float, default=0.0, help="a block's error beyond this counts as its logarithm; 0: as it is")
     parser.add_argument("--steps", type=int, nargs="+", default=list(STEPS), help="noise levels as the sampler has them; else the garden's")
@@ -195,7 +196,8 @@ def main() -> None:
             clips = joined([clips, *feed.new()]).newest(args.pool)
         elif run.step % args.grow_every == 0:
             clips = clips.append(maker.make(args.draw)).newest(args.pool)
-        forcing.resampling = args.resampling * (1.0 if args.resampling_at_once else min(1.0, 2 * run.progress))
+        grown = 1.0 if args.resampling_at_once else min(1.0, 2 * max(0.0, run.progress - args.resampling_from))
+        forcing.resampling = args.resampling * grown
         loss, report = forcing(sample_windows(clips, args.batch, args.blocks, generator), level_weights)
         loss.backward()
         trainee.step()

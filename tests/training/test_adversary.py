@@ -30,7 +30,7 @@ def test_the_pull_is_the_losss_gradient() -> None:
     told, known = judge.score(in_rows(wanted, 2)), judge.score(in_rows(truth, 2))
     F.softplus(known.detach() - told).mean().backward()
     torch.testing.assert_close(pull, wanted.grad)
-    assert apart == pytest.approx(float((known - told).mean()), abs=1e-6)
+    assert apart == pytest.approx(float((known - told).detach().mean()), abs=1e-6)
 
 
 def test_it_learns_to_tell_blurred_from_sharp_and_asks_for_detail() -> None:

@@ -63,8 +63,6 @@ def test_two_guides_ask_two_layers() -> None:
 
 def test_it_learns_and_the_later_layers_stay(tmp_path) -> None:
     whole, first = whole_and_first()
-    start = tmp_path / "start.pt"
-    torch.save({"averaged": dict(whole.state_dict())}, start)
     localiser = Localiser(first, 9, torch.device("cpu"), 0.1)
     optimizer = torch.optim.AdamW(localiser.parameters(), lr=2e-3)
     clips, losses = random_clips(2), []
@@ -75,7 +73,7 @@ def test_it_learns_and_the_later_layers_stay(tmp_path) -> None:
         optimizer.step()
         losses.append(float(loss.detach()))
     assert losses[-1] < 0.6 * losses[0]
-    write_whole(first, localiser.guide, start, tmp_path / "whole.pt")
+    write_whole(first, localiser.guide, dict(whole.state_dict()), tmp_path / "whole.pt")
     written = torch.load(tmp_path / "whole.pt", weights_only=True)
     before = whole.state_dict()
     assert set(written["averaged"]) == set(before)

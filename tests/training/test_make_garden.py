@@ -27,26 +27,31 @@ def option(job: make_garden.Job, name: str) -> str:
 
 def test_from_nothing(tmp_path: Path) -> None:
     jobs = plan(tmp_path, "cpu", budgets(["forcing=220", "rollout=60"], "cpu", False), from_shipped=False)
-    assert names(jobs) == ["vae", "streams", "export", "forcing", "rollout", "decoder", "export", "export"]
-    made, forcing, rollout, decoder = jobs[2].arguments[-1], jobs[3], jobs[4], jobs[5]
-    assert option(forcing, "--vae") == option(rollout, "--vae") == option(decoder, "--vae") == made
-    assert "--start-from" not in forcing.arguments and option(rollout, "--start-from") == option(forcing, "--out")
-    assert option(decoder, "--clips") == str(Path(option(forcing, "--out")) / "clips.safetensors")
+    assert names(jobs) == ["vae", "streams", "export", "clips", "places", "forcing", "rollout", "decoder", "export", "export"]
+    made, clips, places, forcing, rollout, decoder = jobs[2].arguments[-1], *jobs[3:8]
+    assert option(clips, "--vae") == option(forcing, "--vae") == option(rollout, "--vae") == option(decoder, "--vae") == made
+    assert "--start-from" not in places.arguments and option(rollout, "--start-from") == option(forcing, "--out")
+    assert option(forcing, "--start-from") == str(Path(option(places, "--out")) / "whole.pt")
+    assert option(places, "--feed") == option(forcing, "--feed") == option(decoder, "--clips") == option(clips, "--out")
     assert option(decoder, "--dit") == option(rollout, "--out") == str(Path(jobs[-1].arguments[2]).parent)
     assert option(jobs[-2], "--keep-scale") == made  # the decoder's last stage leaves the latents as they are
     assert option(forcing, "--minutes") == "220" and option(forcing, "--seed") != option(rollout, "--seed")
 
 
 def test_from_what_is_shipped(tmp_path: Path) -> None:
-    jobs = plan(tmp_path, "cuda", budgets(["forcing=7.5", "rollout=5", "decoder=0"], "cuda", True), from_shipped=True, seed=4)
-    assert names(jobs) == ["forcing", "rollout", "export"]
+    words = ["clips=0", "places=0", "forcing=7.5", "rollout=5", "decoder=0"]
+    jobs = plan(tmp_path, "cuda", budgets(words, "cuda", True), from_shipped=True, seed=4)
+    assert names(jobs) == ["forcing", "rollout", "export"] and "--feed" not in jobs[0].arguments
     assert option(jobs[0], "--start-from") == str(SHIPPED / "dit.safetensors") and option(jobs[0], "--vae") == str(
         SHIPPED / "vae.safetensors"
     )
-    assert [option(job, "--seed") for job in jobs[:2]] == ["4", "5"] and option(jobs[0], "--minutes") == "7.5"
+    assert [option(job, "--seed") for job in jobs[:2]] == ["5", "6"] and option(jobs[0], "--minutes") == "7.5"
     without = plan(tmp_path, "cpu", budgets([], "cpu", True), from_shipped=True)
-    assert names(without) == ["forcing", "decoder", "export", "export"] and option(without[1], "--dit") == option(without[0], "--out")
-    only = plan(tmp_path, "cpu", budgets(["forcing=0"], "cpu", True), from_shipped=True)
+    assert names(without) == ["clips", "places", "forcing", "decoder", "export", "export"]
+    assert option(without[1], "--start-from") == str(SHIPPED / "dit.safetensors") and option(without[3], "--dit") == str(
+        tmp_path / "forcing"
+    )
+    only = plan(tmp_path, "cpu", budgets(["clips=0", "places=0", "forcing=0"], "cpu", True), from_shipped=True)
     assert (
         "--clips" not in only[0].arguments
         and names(only) == ["decoder", "export"]
@@ -84,7 +89,8 @@ def test_the_trainers_know_these_options(tmp_path: Path, capsys: pytest.CaptureF
         (["forcing=-1"], "no number of minutes"),
         (["forcing=nan"], "no number of minutes"),
         (["vae=0"], "needs minutes for vae and forcing"),
-        (["vae=0", "streams=0", "forcing=0", "rollout=0", "decoder=0"], "nothing to do"),
+        (["clips=0"], "places are learned from clips"),
+        ([f"{stage}=0" for stage in STAGES], "nothing to do"),
     ],
 )
 def test_refusals(words: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
