@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
+from safetensors import safe_open
 from torch import Tensor
 
 
@@ -25,6 +26,19 @@ def mean_of(weights: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
         if strange:
             raise ValueError(f"{len(strange)} tensors are not of one network, {strange[0]} among them: average runs that began together")
     return {name: torch.stack([part[name].float() for part in weights]).mean(0) for name in first}
+
+
+def read(path: Path) -> dict:
+    """A run's state, or exported weights as one. Raises ``ValueError`` if it is neither."""
+    if path.suffix == ".safetensors":
+        with safe_open(path, "pt") as file:
+            told, weights = file.metadata() or {}, {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118
+        spent = {"step": int(told.get("step", 0)), "seconds": 60 * float(told.get("training_minutes", 0))}
+        return {**spent, "model": weights, "averaged": weights}
+    state = torch.load(path, weights_only=True, map_location="cpu")
+    if not {"step", "seconds", "model", "averaged"} <= set(state):
+        raise ValueError(f"{path} is no run's last.pt: it lacks the run's step and time")
+    return state
 
 
 def average(states: Sequence[dict]) -> dict:
@@ -41,7 +55,7 @@ def average(states: Sequence[dict]) -> dict:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("runs", type=Path, nargs="+", help="folders of runs, or their last.pt")
+    parser.add_argument("runs", type=Path, nargs="+", help="folders of runs, their last.pt, or exported safetensors")
     parser.add_argument("--out", type=Path, required=True, help="a file that is not there yet")
     args = parser.parse_args()
     paths = [run / "last.pt" if run.is_dir() else run for run in args.runs]
@@ -51,7 +65,7 @@ def main() -> None:
     if args.out.suffix != ".pt" or args.out.exists():
         parser.error(f"--out {args.out}: name a .pt file that is not there yet")
     try:
-        state = average([torch.load(path, weights_only=True, map_location="cpu") for path in paths])
+        state = average([read(path) for path in paths])
     except ValueError as error:
         parser.error(str(error))
     args.out.parent.mkdir(parents=True, exist_ok=True)

@@ -33,6 +33,7 @@ from training.objectives.view import View
 from training.train_vae import load_garden_vae
 
 STEPS = load_config("garden").sampler.steps
+LAST_NOISE = 0.5  # of the last level, as it is learned: without any, what is to be found would stand in the question
 BLOCK = 3
 BEGINS = (0.5, 0.3, 0.2)  # how often a block of the past is played from the first, second, third pass on
 
@@ -65,8 +66,8 @@ class TeacherForcing:
         schedule, sampler = FlowSchedule(), load_config("garden").sampler
         self.timesteps = schedule.timesteps(steps).to(device)
         self.sigmas = schedule.sigma(self.timesteps).to(device)
-        self.strengths = torch.ones(len(steps), device=device)  # of the noise at each step, as one plays
-        self.strengths[2 if either_noise else -1 :] = sampler.last_noise
+        self.strengths = torch.ones(len(steps), device=device)  # of the noise at each step
+        self.strengths[2 if either_noise else -1 :] = LAST_NOISE
         self.either_noise = either_noise
         self.dit = dit
         self.view = View(latents, BLOCK, dit.config.local_attn_size, "clean", device)
@@ -138,9 +139,7 @@ def main() -> None:
     parser.add_argument("--resampling-at-once", action="store_true", help="from the first step on: for weights that are used to it")
     parser.add_argument("--robust", type=float, default=0.0, help="a block's error beyond this counts as its logarithm; 0: as it is")
     parser.add_argument("--steps", type=int, nargs="+", default=list(STEPS), help="noise levels as the sampler has them; else the garden's")
-    parser.add_argument(
-        "--either-noise", action="store_true", help="from the third level on, half of the blocks have all of their noise, half last_noise"
-    )
+    parser.add_argument("--either-noise", action="store_true", help="from the third level on half of the blocks have all of their noise")
     parser.add_argument("--idle", type=float, default=1 / 16, help="share of the new clips in which one stands still")
     parser.add_argument("--guidance", type=float, default=0.5, help="weight of the pose's error beside the picture's")
     parser.add_argument("--guided-layer", type=int, default=4, help="whose tokens tell the pose of what they see")

@@ -38,14 +38,25 @@ def test_the_mean_begins_runs_and_is_exported(tmp_path: Path, monkeypatch: pytes
     assert torch.equal(starting_weights(tmp_path / "mean.safetensors")[0]["layer.bias"], torch.full((2,), 6.0))
 
 
+def test_exported_weights_count_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    one, other = save(tmp_path / "a", state(1.0)), save(tmp_path / "b", state(4.0))
+    run(monkeypatch, export, "dit", other / "last.pt", tmp_path / "b.safetensors")
+    run(monkeypatch, average, one, tmp_path / "b.safetensors", "--out", tmp_path / "mean.pt")
+    kept = torch.load(tmp_path / "mean.pt", weights_only=True)
+    assert torch.equal(kept["averaged"]["layer.weight"], torch.full((2, 2), 2.5)) and "helper" not in kept
+    assert kept["step"] == 6 and kept["seconds"] == 120.0
+
+
 def test_it_refuses_what_does_not_belong_together(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:  # fmt: skip
     one, other = save(tmp_path / "a", state(1.0)), save(tmp_path / "b", state(1.0, size=3))
     (tmp_path / "there.pt").touch()
+    torch.save({"averaged": {}, "helper": {}}, tmp_path / "whole.pt")
     for arguments, words in (
         ((one, other, "--out", tmp_path / "mean.pt"), "2 tensors are not of one network, layer.weight among them"),
         ((one, tmp_path / "c", "--out", tmp_path / "mean.pt"), "c is not there"),
+        ((one, tmp_path / "whole.pt", "--out", tmp_path / "mean.pt"), "whole.pt is no run's last.pt"),
         ((one, one, "--out", tmp_path / "there.pt"), "name a .pt file that is not there yet"),
     ):
         with pytest.raises(SystemExit) as raised:

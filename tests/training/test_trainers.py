@@ -112,6 +112,10 @@ def test_a_few_steps_learn_and_a_rollout_has_gradients() -> None:
     dit, clips = small_dit(), random_clips()
     guide = Guides(dit, 0, 1)
     forcing = TeacherForcing(dit, guide, 6, torch.device("cpu"), 0.1, 0.5, compiled=False)
+    assert forcing.strengths.tolist() == [1.0, 1.0, 0.5]  # the last one, too, has noise to see through, whatever is played
+    either = TeacherForcing(dit, guide, 6, torch.device("cpu"), 0.1, 0.5, False, steps=(1000, 666, 333, 100), either_noise=True)
+    assert either.strengths.tolist() == [1.0, 1.0, 0.5, 0.5]
+    assert either(cut_windows(clips, torch.tensor([0]), torch.tensor([0]), 6), torch.full((4,), 0.25))[0].isfinite()
     optimizer = MixedOptimizer(torch.nn.ModuleList([dit, guide]), 3e-3, 3e-3, adamw=("head.head",))
     losses, poses = [], []
     for _ in range(12):
