@@ -6,7 +6,8 @@
 
 Stages: vae, streams (the VAE on long clips), clips (walks are drawn and encoded), places (the first layers learn where they stand),
 forcing, rollout, decoder (on imagined latents), then the evaluation of what came of it beside what is shipped. 0 minutes leave a stage out;
-rollouts on the truth are left out unless asked for, because they bring the model nearer to the truth and make its pictures softer
+rollouts on the truth are left out unless asked for, because they bring the model nearer to the truth and make its pictures softer;
+so are places on top of what is shipped, because the layers after them must learn to draw again, which took longer than it was given
 (docs/GARDEN.md). The same command again goes on where the last one stopped, in the middle of a stage if need be. What it makes is a world:
 `python play.py --world runs/garden/garden.yaml`. No file of it is larger than 16 MiB.
 
@@ -29,14 +30,14 @@ import yaml
 SHIPPED = Path("assets/garden")
 STAGES = ("vae", "streams", "clips", "places", "forcing", "rollout", "decoder")
 MINUTES = {"cpu": (45, 10, 50, 45, 185, 0, 15), "cuda": (6, 1, 3, 2, 11, 0, 2)}  # no rollouts unless asked for: see docs/GARDEN.md
-SHORTER = {"cpu": (0, 0, 35, 25, 75, 0, 15), "cuda": (0, 0, 4, 4, 15, 0, 2)}  # on top of what is shipped
+SHORTER = {"cpu": (0, 0, 35, 0, 100, 0, 15), "cuda": (0, 0, 4, 0, 19, 0, 2)}  # on top of what is shipped
 OPTIONS = {
     "cpu": {
         "vae": "--batch 3 --frames 9",
         "streams": "--batch 1 --frames 41 --lr 5e-4 --no-compile",
         "clips": "--idle 0.12",
         "places": "",
-        "forcing": "--guidance 2 --resampling 0.7 --resampling-from 0.3",
+        "forcing": "--resampling 0.7",
         "rollout": "--pool 480 --grow-every 3 --batch 8 --first-horizon 3 --idle 0.2",
         "decoder": "",
     },
@@ -45,12 +46,14 @@ OPTIONS = {
         "streams": "--batch 4 --frames 41 --lr 5e-4 --no-compile",
         "clips": "--idle 0.12 --draw 16 --shard 64",
         "places": "--batch 64",
-        "forcing": "--batch 64 --guidance 2 --resampling 0.7 --resampling-from 0.3",
+        "forcing": "--batch 64 --resampling 0.7",
         "rollout": "--batch 48 --pool 4000 --grow-every 1 --draw 6 --first-horizon 3 --idle 0.2",
         "decoder": "",
     },
 }
 TRAINED = ("--lr", "1e-3", "--robust", "0.03")  # for weights that know the garden: what those from nothing learn at, they only shake at
+PLACED = ("--guidance", "2", "--resampling-from", "0.3")  # after places: not to forget them, and to draw again before its own past is seen
+GUIDED = ("--guidance", "1")
 MODULES = {
     "vae": "train_vae", "streams": "train_vae", "clips": "make_clips", "places": "localise", "forcing": "train_dit", "rollout": "finetune",
     "decoder": "train_decoder",
@@ -110,8 +113,8 @@ def plan(out: Path, device: str, minutes: dict[str, float], from_shipped: bool, 
     for number, stage in enumerate(("places", "forcing", "rollout")):
         if stage in left:
             begin = ("--start-from", str(dit)) if dit != SHIPPED / "dit.safetensors" or from_shipped else ()
-            if stage == "forcing" and from_shipped:
-                begin += TRAINED
+            if stage == "forcing":
+                begin += (TRAINED if from_shipped else ()) + (PLACED if "places" in left else GUIDED)
             if stage != "places":
                 begin += ("--vae", str(vae))
             train(stage, *begin, *(feed if stage != "rollout" else ()), "--seed", str(seed + number))
