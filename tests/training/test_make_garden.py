@@ -47,7 +47,9 @@ def test_from_what_is_shipped(tmp_path: Path) -> None:
     )
     assert [option(job, "--seed") for job in jobs[:2]] == ["5", "6"] and option(jobs[0], "--minutes") == "7.5"
     without = plan(tmp_path, "cpu", budgets([], "cpu", True), from_shipped=True)
-    assert names(without) == ["clips", "forcing", "decoder", "export", "export"] and option(without[2], "--dit") == option(without[1], "--out")
+    assert names(without) == ["clips", "forcing", "decoder", "export", "export"] and option(without[2], "--dit") == option(
+        without[1], "--out"
+    )
     assert "--resampling-from" not in without[1].arguments and option(without[1], "--feed") == option(without[0], "--out")
     placed = plan(tmp_path, "cpu", budgets(["places=25"], "cpu", True), from_shipped=True)
     assert option(placed[1], "--start-from") == str(SHIPPED / "dit.safetensors") and "--resampling-from" in placed[2].arguments
