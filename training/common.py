@@ -6,6 +6,8 @@ import json
 import math
 import os
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -71,6 +73,18 @@ class AveragedWeights:
     def copy_to(self, model: nn.Module) -> None:
         for name, p in model.named_parameters():
             p.copy_(self.weights[name])
+
+    @contextmanager
+    def lent_to(self, model: nn.Module) -> Iterator[None]:
+        """Within, the model has the averaged weights; then its own again."""
+        own = {name: p.detach().clone() for name, p in model.named_parameters()}
+        self.copy_to(model)
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for name, p in model.named_parameters():
+                    p.copy_(own[name])
 
 
 def starting_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Tensor] | None]:
@@ -145,7 +159,9 @@ class TrainingRun:
         self._mark = time.monotonic()
 
     def plot(self) -> None:
-        """Draw every logged number over time to `loss.png`; silently skipped without matplotlib."""
+        """Draw every logged number over time to `loss.png`; silently skipped without matplotlib, or before the first report."""
+        if not (self.folder / "log.jsonl").exists():
+            return
         try:
             import matplotlib
 

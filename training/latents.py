@@ -83,7 +83,8 @@ class ClipMaker:
         if device.type == "cpu":
             self._encoder = copy.deepcopy(self.vae).to(torch.bfloat16)
             self._encoder.lay_out()
-        self._mean = torch.compile(vae.mean) if compile_encoder else vae.mean
+        else:
+            self._mean = torch.compile(vae.mean) if compile_encoder else vae.mean
         grey = torch.zeros(1, 3, 1 + 4 * 29, HEIGHT, WIDTH, device=device)
         with torch.no_grad():
             self.settled = vae.encode(grey)[0, :, -1].half().cpu()  # [z, h, w]; no longer depends on the first frame

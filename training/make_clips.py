@@ -36,6 +36,13 @@ class ClipFeed:
         return [Clips.load(path) for path in sorted(shards, key=lambda path: (path.stat().st_mtime_ns, path.name))]
 
 
+def open_feed(parser: argparse.ArgumentParser, option: str, folder: Path) -> ClipFeed:
+    """The folder that ``option`` of a command names; one without shards is refused."""
+    if not (folder.is_dir() and any(folder.glob("*.safetensors"))):
+        parser.error(f"{option} {folder} has no shards yet: fill it with python -m training.make_clips --out {folder}")
+    return ClipFeed(folder)
+
+
 def write_shard(clips: Clips, folder: Path, seed: int) -> Path:
     """Put ``clips`` into the folder under the seed's next free number."""
     number = sum(1 for _ in folder.glob(f"{seed}_*.safetensors"))

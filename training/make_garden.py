@@ -53,6 +53,10 @@ OPTIONS = {
 }
 TRAINED = ("--lr", "1e-3", "--robust", "0.03")  # for weights that know the garden: what those from nothing learn at, they only shake at
 PLACED = ("--guidance", "2", "--resampling-from", "0.3")  # after places: not to forget them, and to draw again before its own past is seen
+ALONE = {  # forcing that draws its own clips
+    "cpu": ("--pool", "480", "--grow-every", "3", "--idle", "0.12"),
+    "cuda": ("--pool", "4000", "--grow-every", "1", "--draw", "8", "--idle", "0.12"),
+}
 GUIDED = ("--guidance", "1")
 MODULES = {
     "vae": "train_vae", "streams": "train_vae", "clips": "make_clips", "places": "localise", "forcing": "train_dit", "rollout": "finetune",
@@ -106,7 +110,7 @@ def plan(out: Path, device: str, minutes: dict[str, float], from_shipped: bool, 
         vae = out / "first-vae.safetensors"
         jobs.append(Job("export", ("training.export", "vae", str(last / "last.pt"), str(vae))))
         scale = ("--keep-scale", str(vae))
-    feed = ()
+    feed: tuple[str, ...] = ()
     if "clips" in left:
         train("clips", "--vae", str(vae), "--seed", str(seed))
         feed = ("--feed", str(out / "clips"))
@@ -117,7 +121,8 @@ def plan(out: Path, device: str, minutes: dict[str, float], from_shipped: bool, 
                 begin += (TRAINED if from_shipped else ()) + (PLACED if "places" in left else GUIDED)
             if stage != "places":
                 begin += ("--vae", str(vae))
-            train(stage, *begin, *(feed if stage != "rollout" else ()), "--seed", str(seed + number))
+            walks = () if stage == "rollout" else feed or ALONE[device]
+            train(stage, *begin, *walks, "--seed", str(seed + number))
             dit = out / stage if stage != "places" else out / stage / "whole.pt"
     if "decoder" in left:
         walks = ("--clips", str(out / "clips")) if feed else ()

@@ -23,7 +23,7 @@ from models.dit import DiT
 from models.flow import FlowSchedule, add_noise
 from training.common import Trainee, TrainingRun, starting_weights
 from training.latents import ClipMaker, Clips, Windows, cut_windows, joined, pictures
-from training.make_clips import ClipFeed
+from training.make_clips import open_feed
 from training.objectives.view import View
 from training.train_dit import BLOCK, STEPS, as_batch, garden_dit
 from training.train_vae import garden_vae, load_garden_vae, picture_loss, read_scale, sharpness_loss
@@ -74,6 +74,7 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args()
     device = torch.device(args.device)
+    feed = open_feed(parser, "--clips", args.clips) if args.clips is not None and args.clips.is_dir() else None
     if args.clips is not None and not args.clips.exists():
         parser.error(f"--clips {args.clips} is not there: name the clips.safetensors in a run's folder, or a folder of training.make_clips")
     run = TrainingRun(args.out, args.minutes)
@@ -86,10 +87,10 @@ def main() -> None:
     imagine = Imagination(dit.to(device), BLOCK * args.blocks, device)
     seed = 9000 + 10_000 * args.seed + run.step
     maker = ClipMaker(load_garden_vae(args.vae).to(device), seed, device)
-    if args.clips is None:
-        clips = maker.make(1)
+    if feed is not None:
+        clips = joined(feed.new())
     else:
-        clips = joined(ClipFeed(args.clips).new()) if args.clips.is_dir() else Clips.load(args.clips)
+        clips = Clips.load(args.clips) if args.clips else maker.make(1)
     while not args.clips and len(clips) < args.first_clips:
         clips = clips.append(maker.make(2))
     torch.manual_seed(500 + seed)

@@ -26,7 +26,7 @@ from training.draws import BatchNoise
 from training.guide import Guides
 from training.latents import ClipMaker, Clips, Windows, joined, sample_windows
 from training.learner import NOT_HIDDEN as ADAMW
-from training.make_clips import ClipFeed
+from training.make_clips import open_feed
 from training.objectives.forcing import robust
 from training.objectives.resampling import Resampler
 from training.objectives.view import View
@@ -46,6 +46,11 @@ def garden_dit() -> DiT:
 def per_block(numbers: Tensor) -> Tensor:
     """[B, blocks] as [B, 1, T, 1, 1]."""
     return numbers.repeat_interleave(BLOCK, dim=1)[:, None, :, None, None]
+
+
+def drift(batch: int, blocks: int, most: float) -> Tensor:
+    """How much noise each clean block gets, [B, 1, T, 1, 1]: mostly little, at most ``most``."""
+    return per_block(most * torch.rand(batch, blocks).square())
 
 
 def as_batch(windows: Windows, device: torch.device) -> Batch:
@@ -92,8 +97,8 @@ class TeacherForcing:
         if self.either_noise:
             strength = torch.where(torch.rand_like(strength) < 0.5, 1.0, strength)
         noisy = (1 - sigma) * x0 + per_block(strength) * sigma * torch.randn_like(x0)
-        drift = self.context_noise * torch.rand(batch, 1, blocks, 1, 1, device=self.device).square().repeat_interleave(BLOCK, dim=2)
-        clean = (self._past(given) if torch.rand(()) < self.resampling else x0) + drift * torch.randn_like(x0)
+        amount = drift(batch, blocks, self.context_noise).to(self.device)
+        clean = (self._past(given) if torch.rand(()) < self.resampling else x0) + amount * torch.randn_like(x0)
         with torch.autocast(self.device.type, torch.bfloat16):
             out = self.view.x0(self.dit, noisy, self.timesteps[level].repeat_interleave(BLOCK, dim=1), sigma, given, clean)
         pose, known = windows.pose.to(self.device), self.view.known
@@ -117,7 +122,7 @@ class TeacherForcing:
     def _past(self, given: Batch) -> Tensor:
         """The window as the model itself plays it, but the last block, which nobody sees; a fifth of the windows as they are."""
         batch, blocks = len(given.latents), self.latents // BLOCK
-        begins = torch.multinomial(torch.tensor(BEGINS), blocks - 1, replacement=True).tolist()
+        begins = torch.multinomial(torch.tensor(BEGINS[: len(self.sigmas)]), blocks - 1, replacement=True).tolist()
         noise = BatchNoise(torch.randint(2**62, (batch,)).tolist())
         kept = torch.rand(batch, 1, 1, 1, 1, device=self.device) < 0.2
         return torch.where(kept, given.latents, self.resampler(given, begins, noise))
@@ -154,8 +159,13 @@ def main() -> None:
     parser.add_argument("--no-compile", action="store_true")
     parser.add_argument("--start-from", type=Path, help="a run's folder, its last.pt, or exported safetensors")
     args = parser.parse_args()
-    if args.feed is not None and not (args.feed.is_dir() and any(args.feed.glob("*.safetensors"))):
-        parser.error(f"--feed {args.feed} has no shards yet: fill it with python -m training.make_clips --out {args.feed}")
+    feed = None if args.feed is None else open_feed(parser, "--feed", args.feed)
+    try:
+        FlowSchedule().timesteps(args.steps)
+    except ValueError as error:
+        parser.error(f"--steps: {error}")
+    if len(args.steps) < 2:
+        parser.error(f"--steps {args.steps[0]}: name two levels or more")
     device = torch.device(args.device)
     run = TrainingRun(args.out, args.minutes)
     torch.manual_seed(0)  # of the fresh weights
@@ -167,8 +177,7 @@ def main() -> None:
     generator = torch.Generator().manual_seed(4000 + seed)
     print(f"{sum(p.numel() for p in dit.parameters()) / 1e6:.2f} M parameters", flush=True)
     stored = args.out / "clips.safetensors"
-    if args.feed is not None:
-        feed = ClipFeed(args.feed)
+    if feed is not None:
         clips = joined(feed.new()).newest(args.pool)
     else:
         maker = ClipMaker(load_garden_vae(args.vae).to(device), 5000 + seed, device, not args.no_compile, args.idle)
@@ -186,12 +195,12 @@ def main() -> None:
 
     def save() -> None:
         trainee.save()
-        if args.feed is None:
+        if feed is None:
             clips.save(stored)
 
     reports = 0
     while run.progress < 1:
-        if args.feed is not None:
+        if feed is not None:
             clips = joined([clips, *feed.new()]).newest(args.pool)
         elif run.step % args.grow_every == 0:
             clips = clips.append(maker.make(args.draw)).newest(args.pool)

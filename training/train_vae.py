@@ -88,11 +88,8 @@ def reconstruct(vae: VAE, video: Tensor, noise: float, decoder_only: bool) -> tu
 @torch.no_grad()
 def validation_psnr(vae: VAE, averaged: AveragedWeights, clips: Tensor) -> float:
     """PSNR in dB of streamed reconstruction without noise, with the averaged weights."""
-    held = {name: p.detach().clone() for name, p in vae.named_parameters()}
-    averaged.copy_to(vae)
-    mse = torch.stack([F.mse_loss(vae.pixels(vae.mean(c[None])).clamp(-1, 1), c[None]) for c in clips]).mean()
-    for name, p in vae.named_parameters():
-        p.copy_(held[name])
+    with averaged.lent_to(vae):
+        mse = torch.stack([F.mse_loss(vae.pixels(vae.mean(c[None])).clamp(-1, 1), c[None]) for c in clips]).mean()
     return float(10 * torch.log10(4 / mse))
 
 

@@ -174,6 +174,18 @@ def test_the_schedule_warms_up_and_falls() -> None:
     assert 0 < cosine_schedule(0.0) < cosine_schedule(0.3) == 1 > cosine_schedule(0.9) > cosine_schedule(1.0) > 0
 
 
+def test_averaged_weights_are_lent_and_given_back() -> None:
+    model = torch.nn.Linear(2, 2)
+    averaged = AveragedWeights(model, 0.9)
+    mean = averaged.weights["bias"].clone()
+    with torch.no_grad():
+        model.bias += 1
+    with pytest.raises(RuntimeError, match="on the way"), averaged.lent_to(model):
+        assert torch.equal(model.bias, mean)
+        raise RuntimeError("on the way")
+    assert torch.equal(model.bias, mean + 1) and torch.equal(averaged.weights["bias"], mean)
+
+
 def test_averaged_weights_follow() -> None:
     model = torch.nn.Linear(2, 2)
     averaged = AveragedWeights(model, 0.9)
