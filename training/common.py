@@ -6,7 +6,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -20,29 +20,38 @@ class MixedOptimizer:
 
     `torch.optim.Muon` takes two-dimensional parameters only, so a kernel is handed to it as a two-dimensional
     parameter over the same memory. ``adamw`` names parameters (by substring) that are matrices but no hidden layers.
+    Parameters of the modules ``slow`` learn at ``slowness`` times the rates.
     """
 
-    def __init__(self, model: nn.Module, lr: float, adamw_lr: float, weight_decay: float = 0.01, adamw: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self, model: nn.Module, lr: float, adamw_lr: float, weight_decay: float = 0.01, adamw: tuple[str, ...] = (),
+        slow: Sequence[nn.Module] = (), slowness: float = 1.0,
+    ) -> None:  # fmt: skip
         self.views: list[tuple[nn.Parameter, nn.Parameter]] = []
-        matrices, others = [], []
+        slowed = {id(p) for module in slow for p in module.parameters()}
+        matrices: dict[float, list[nn.Parameter]] = {}  # by rate
+        others: dict[float, list[nn.Parameter]] = {}
         for name, parameter in model.named_parameters():
+            rate = slowness if id(parameter) in slowed else 1.0
             if parameter.ndim >= 2 and min(parameter.shape[0], parameter[0].numel()) >= 8 and not any(part in name for part in adamw):
                 view = nn.Parameter(parameter.data.view(parameter.shape[0], -1))
                 self.views.append((parameter, view))
-                matrices.append(view)
+                matrices.setdefault(rate, []).append(view)
             else:
-                others.append(parameter)
-        self.muon = torch.optim.Muon(matrices, lr=lr, weight_decay=weight_decay, momentum=0.95, adjust_lr_fn="match_rms_adamw")
-        self.adamw = torch.optim.AdamW(others, lr=adamw_lr, betas=(0.9, 0.95), weight_decay=0.0)
+                others.setdefault(rate, []).append(parameter)
+        self.rates = [list(matrices), list(others)]
+        by_rate = [{"params": part} for part in matrices.values()]
+        self.muon = torch.optim.Muon(by_rate, lr=lr, weight_decay=weight_decay, momentum=0.95, adjust_lr_fn="match_rms_adamw")
+        self.adamw = torch.optim.AdamW([{"params": part} for part in others.values()], lr=adamw_lr, betas=(0.9, 0.95), weight_decay=0.0)
         self.base = (lr, adamw_lr)
 
     def step(self, scale: float) -> None:
         """One update with both learning rates multiplied by ``scale``."""
         for parameter, view in self.views:
             view.grad = None if parameter.grad is None else parameter.grad.view_as(view)
-        for optimizer, lr in zip((self.muon, self.adamw), self.base, strict=True):
-            for group in optimizer.param_groups:
-                group["lr"] = lr * scale
+        for optimizer, lr, rates in zip((self.muon, self.adamw), self.base, self.rates, strict=True):
+            for group, rate in zip(optimizer.param_groups, rates, strict=True):
+                group["lr"] = lr * scale * rate
             optimizer.step()
         for parameter, view in self.views:
             parameter.grad, view.grad = None, None
@@ -183,13 +192,15 @@ class TrainingRun:
 class Trainee:
     """A model in training: its optimiser, its averaged weights, and how it is resumed and saved with its run.
 
-    ``trained`` limits the optimiser to a part of the model; ``helper`` is trained and saved with it and never exported.
+    ``trained`` limits the optimiser to a part of the model; ``helper`` is trained and saved with it and never exported; the modules
+    ``slow`` learn at ``slowness`` times the rates.
     ``fresh`` tells whether the run begins here.
     """
 
     def __init__(
         self, model: nn.Module, run: TrainingRun, lr: float, adamw_lr: float, decay: float, adamw: tuple[str, ...] = (),
         start_from: Path | None = None, trained: nn.Module | None = None, helper: nn.Module | None = None,
+        slow: Sequence[nn.Module] = (), slowness: float = 1.0,
     ) -> None:  # fmt: skip
         self.model, self.run, self.helper = model, run, helper
         state = run.resume()
@@ -204,7 +215,8 @@ class Trainee:
         if helper is not None and helped is not None:
             helper.load_state_dict(helped)
         trained = trained or model
-        self.optimizer = MixedOptimizer(trained if helper is None else nn.ModuleList([trained, helper]), lr, adamw_lr, adamw=adamw)
+        whole = trained if helper is None else nn.ModuleList([trained, helper])
+        self.optimizer = MixedOptimizer(whole, lr, adamw_lr, adamw=adamw, slow=slow, slowness=slowness)
         self.averaged = AveragedWeights(model, decay)
         if state is not None:
             device = next(model.parameters()).device

@@ -136,6 +136,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--blocks", type=int, default=5)
     parser.add_argument("--lr", type=float, default=2e-3)
+    parser.add_argument("--slow-looking", type=float, default=1.0, help="factor on the rates up to the guided layer")
     parser.add_argument("--context-noise", type=float, default=0.3)
     parser.add_argument(
         "--resampling", type=float, default=0.0, help="share of the steps whose past the model makes; it grows for half the time"
@@ -171,7 +172,10 @@ def main() -> None:
     torch.manual_seed(0)  # of the fresh weights
     dit = garden_dit().to(device)
     guide = Guides(dit, args.guided_layer, args.told_layer).to(device)
-    trainee = Trainee(dit, run, args.lr, args.lr / 2, 0.998, (*ADAMW, "read"), args.start_from, helper=guide)
+    looking = [dit.patch_embedding, dit.time_embedding, dit.time_projection, *dit.blocks[: args.guided_layer + 1]]
+    trainee = Trainee(
+        dit, run, args.lr, args.lr / 2, 0.998, (*ADAMW, "read"), args.start_from, helper=guide, slow=looking, slowness=args.slow_looking
+    )
     seed = 10_000 * args.seed + run.step
     torch.manual_seed(3000 + seed)
     generator = torch.Generator().manual_seed(4000 + seed)

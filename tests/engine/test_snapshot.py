@@ -22,7 +22,7 @@ from PIL import Image
 from safetensors import safe_open
 
 import engine.statefile
-from engine import Session, Snapshot, World, WorldError
+from engine import Session, Snapshot, World, WorldError, threads_in_use
 from engine.snapshot import layout
 from engine.statefile import KEY
 from tests.engine.test_rewind import equal, state
@@ -74,8 +74,9 @@ def test_restored_and_loaded_go_on_with_the_same_bits(tiny_world: World, walk: l
 
 FRESH = """
 import sys, hashlib
-from engine import Snapshot, World
+from engine import Snapshot, World, pin_threads
 from tests.engine.test_session import play
+pin_threads(int(sys.argv[4]))
 world = World.load(sys.argv[1])
 snapshot = Snapshot.load(sys.argv[2], world)
 for frames in play(world.resume(snapshot), int(sys.argv[3]) - snapshot.block):
@@ -94,8 +95,8 @@ def test_the_rest_is_the_same_in_a_fresh_process(tiny_world: World, tiny_yaml: P
             session.snapshot().save(tmp_path / str(block))
         hashes.append(hashlib.sha256(play(session, 1)[0].tobytes()).hexdigest())
     for block in places:
-        command = [sys.executable, "-c", FRESH, str(tiny_yaml), str(tmp_path / str(block)), str(length)]
-        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        command = [sys.executable, "-c", FRESH, str(tiny_yaml), str(tmp_path / str(block)), str(length), str(threads_in_use())]
+        environment = {**os.environ, "PYTHONPATH": str(ROOT)}  # OMP_NUM_THREADS may be there: the number of threads shows in the bits
         done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
         assert done.stdout.split() == hashes[block:], (block, done.stderr)
 

@@ -170,6 +170,23 @@ def test_a_run_goes_on_where_it_stopped(tmp_path: Path) -> None:
     assert begun.fresh and all(torch.equal(weight, saved[name]) for name, weight in begun.model.state_dict().items())
 
 
+def test_a_slow_part_learns_at_its_own_rate() -> None:
+    torch.manual_seed(0)
+    model, x = torch.nn.Sequential(*(torch.nn.Linear(8, 8) for _ in range(3))), torch.randn(4, 8)
+    start = {name: p.detach().clone() for name, p in model.named_parameters()}
+    moved = {}
+    for slowness in (1.0, 0.25):
+        model.load_state_dict(start)
+        optimizer = MixedOptimizer(model, 1e-2, 1e-2, weight_decay=0.0, slow=[model[0]], slowness=slowness)
+        model(x).square().mean().backward()
+        optimizer.step(1.0)
+        moved[slowness] = {name: p.detach() - start[name] for name, p in model.named_parameters()}
+    for name in start:
+        factor = 0.25 if name.startswith("0.") else 1.0
+        torch.testing.assert_close(moved[0.25][name], factor * moved[1.0][name], atol=1e-6, rtol=1e-3)
+        assert moved[1.0][name].abs().max() > 1e-3
+
+
 def test_the_schedule_warms_up_and_falls() -> None:
     assert 0 < cosine_schedule(0.0) < cosine_schedule(0.3) == 1 > cosine_schedule(0.9) > cosine_schedule(1.0) > 0
 
