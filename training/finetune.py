@@ -19,7 +19,8 @@ from models.dit import DiT
 from training.common import Trainee, TrainingRun
 from training.draws import BatchNoise
 from training.guide import Guides, PoseGuide
-from training.latents import CLIP_BLOCKS, CLIP_LATENTS, ClipMaker, Clips, Windows, cut_windows
+from training.latents import CLIP_BLOCKS, CLIP_LATENTS, ClipMaker, Clips, Windows, cut_windows, joined
+from training.make_clips import open_feed
 from training.objectives.rollout import Rollout as SelfForcing
 from training.plan import RolloutSettings
 from training.train_dit import ADAMW, BLOCK, STEPS, as_batch, garden_dit
@@ -71,10 +72,12 @@ def main() -> None:
     parser.add_argument("--grow-every", type=int, default=3, help="steps between two batches of new clips")
     parser.add_argument("--draw", type=int, default=2, help="start pictures of a batch of new clips, which has two clips of each")
     parser.add_argument("--pool", type=int, default=480, help="only the newest so many clips are kept: each is seen equally often")
+    parser.add_argument("--feed", type=Path, help="folder that training.make_clips fills: clips come from there, none are made here")
     parser.add_argument("--idle", type=float, default=1 / 16, help="share of the new clips in which one stands still")
     parser.add_argument("--seed", type=int, default=0, help="0 to 80: other walks, other noise")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args()
+    feed = None if args.feed is None else open_feed(parser, "--feed", args.feed)
     device = torch.device(args.device)
     run = TrainingRun(args.out, args.minutes)
     torch.manual_seed(0)  # of the fresh weights
@@ -84,21 +87,27 @@ def main() -> None:
     seed = 10_000 * args.seed + run.step
     torch.manual_seed(6000 + seed)
     generator = torch.Generator().manual_seed(7000 + seed)
-    maker = ClipMaker(load_garden_vae(args.vae).to(device), 8000 + seed, device, idle=args.idle)
-    stored = (args.out if not trainee.fresh else args.start_from) / "clips.safetensors"
-    clips = Clips.load(stored) if stored.is_file() else maker.make(2)
-    while len(clips) < args.first_clips:
-        clips = clips.append(maker.make(2))
+    if feed is not None:
+        clips = joined(feed.new())
+    else:
+        maker = ClipMaker(load_garden_vae(args.vae).to(device), 8000 + seed, device, idle=args.idle)
+        stored = (args.out if not trainee.fresh else args.start_from) / "clips.safetensors"
+        clips = Clips.load(stored) if stored.is_file() else maker.make(2)
+        while len(clips) < args.first_clips:
+            clips = clips.append(maker.make(2))
     rollout = Rollout(dit, device, guide.told, args.guidance)
     run.exclude_pause()
 
     def save() -> None:
         trainee.save()
-        clips.save(args.out / "clips.safetensors")
+        if feed is None:
+            clips.save(args.out / "clips.safetensors")
 
     reports = 0
     while run.progress < 1:
-        if run.step % args.grow_every == 0:
+        if feed is not None:
+            clips = joined([clips, *feed.new()])
+        elif run.step % args.grow_every == 0:
             clips = clips.append(maker.make(args.draw)).newest(args.pool)
         blocks = args.first_horizon + round(min(1.0, 1.6 * run.progress) * (args.last_horizon - args.first_horizon))
         pick = torch.randint(len(clips), (args.batch,), generator=generator)

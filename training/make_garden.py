@@ -121,7 +121,7 @@ def plan(out: Path, device: str, minutes: dict[str, float], from_shipped: bool, 
                 begin += (TRAINED if from_shipped else ()) + (PLACED if "places" in left else GUIDED)
             if stage != "places":
                 begin += ("--vae", str(vae))
-            walks = () if stage == "rollout" else feed or ALONE[device]
+            walks = feed or (() if stage == "rollout" else ALONE[device])
             train(stage, *begin, *walks, "--seed", str(seed + number))
             dit = out / stage if stage != "places" else out / stage / "whole.pt"
     if "decoder" in left:

@@ -32,7 +32,8 @@ def test_from_nothing(tmp_path: Path) -> None:
     assert option(clips, "--vae") == option(forcing, "--vae") == option(rollout, "--vae") == option(decoder, "--vae") == made
     assert "--start-from" not in places.arguments and option(rollout, "--start-from") == option(forcing, "--out")
     assert option(forcing, "--start-from") == str(Path(option(places, "--out")) / "whole.pt")
-    assert option(places, "--feed") == option(forcing, "--feed") == option(decoder, "--clips") == option(clips, "--out")
+    assert option(places, "--feed") == option(forcing, "--feed") == option(rollout, "--feed") == option(clips, "--out")
+    assert option(decoder, "--clips") == option(clips, "--out")
     assert option(decoder, "--dit") == option(rollout, "--out") == str(Path(jobs[-1].arguments[2]).parent)
     assert option(jobs[-2], "--keep-scale") == made  # the decoder's last stage leaves the latents as they are
     assert option(forcing, "--minutes") == "220" and option(forcing, "--seed") != option(rollout, "--seed")
