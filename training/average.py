@@ -18,14 +18,16 @@ from safetensors import safe_open
 from torch import Tensor
 
 
-def mean_of(weights: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """The mean of each tensor, as float32. Raises ``ValueError`` where names or shapes differ."""
+def mean_of(weights: Sequence[Mapping[str, Tensor]], shares: Sequence[float] | None = None) -> dict[str, Tensor]:
+    """The mean of each tensor, as float32. ``shares`` sum up to 1; else all count alike. Raises ``ValueError`` where networks differ."""
     first = weights[0]
     for other in weights[1:]:
         strange = [name for name in {**first, **other} if name not in first or name not in other or first[name].shape != other[name].shape]
         if strange:
             raise ValueError(f"{len(strange)} tensors are not of one network, {strange[0]} among them: average runs that began together")
-    return {name: torch.stack([part[name].float() for part in weights]).mean(0) for name in first}
+    if shares is None:
+        return {name: torch.stack([part[name].float() for part in weights]).mean(0) for name in first}
+    return {name: sum(share * part[name].float() for share, part in zip(shares, weights, strict=True)) for name in first}
 
 
 def read(path: Path) -> dict:
@@ -41,15 +43,15 @@ def read(path: Path) -> dict:
     return state
 
 
-def average(states: Sequence[dict]) -> dict:
+def average(states: Sequence[dict], shares: Sequence[float] | None = None) -> dict:
     """One state for several, as `training.common.TrainingRun` saves them: what was averaged in each, the helpers, all time that went in."""
     helpers = [state["helper"] for state in states if "helper" in state]
     return {
         "step": sum(state["step"] for state in states),
         "seconds": sum(state["seconds"] for state in states),
-        "model": mean_of([state["model"] for state in states]),
-        "averaged": mean_of([state["averaged"] for state in states]),
-        **({"helper": mean_of(helpers)} if len(helpers) == len(states) else {}),
+        "model": mean_of([state["model"] for state in states], shares),
+        "averaged": mean_of([state["averaged"] for state in states], shares),
+        **({"helper": mean_of(helpers, shares)} if len(helpers) == len(states) else {}),
     }
 
 
@@ -57,7 +59,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", type=Path, nargs="+", help="folders of runs, their last.pt, or exported safetensors")
     parser.add_argument("--out", type=Path, required=True, help="a file that is not there yet")
+    parser.add_argument("--shares", type=float, nargs="+", help="how much of each run, summing up to 1; else all count alike")
     args = parser.parse_args()
+    if args.shares and (len(args.shares) != len(args.runs) or min(args.shares) < 0 or abs(sum(args.shares) - 1) > 1e-6):
+        parser.error(f"--shares {' '.join(map(str, args.shares))}: name one for each of the {len(args.runs)} runs, summing up to 1")
     paths = [run / "last.pt" if run.is_dir() else run for run in args.runs]
     for path in paths:
         if not path.is_file():
@@ -65,7 +70,7 @@ def main() -> None:
     if args.out.suffix != ".pt" or args.out.exists():
         parser.error(f"--out {args.out}: name a .pt file that is not there yet")
     try:
-        state = average([read(path) for path in paths])
+        state = average([read(path) for path in paths], args.shares)
     except ValueError as error:
         parser.error(str(error))
     args.out.parent.mkdir(parents=True, exist_ok=True)

@@ -1,13 +1,14 @@
 """Teach the denoiser's first layers where they stand, and nothing else.
 
     python -m training.localise --start-from assets/garden/dit.safetensors --feed runs/feed --out runs/places --minutes 25
-    python -m training.train_dit --start-from runs/places/whole.pt --guidance 2 --resampling-from 0.3 …
+    python -m training.train_dit --start-from runs/places/whole.pt --guidance 1 --slow-looking 0.25 --resampling-from 0.2 …
 
 Whoever knows the map and where he stands knows the picture. In forcing, the guide (`training/guide.py`) is one voice among several, and
 every step pays for all layers and both halves of the window. Here only the clean half goes through the network, only up to the guide's
 layer, and only the pose counts: 0.53 s a step on a core instead of 1.4, and every gradient is about the place. The layers after it do not
-change and no longer understand those before: forcing has to follow, for longer than has been tried (docs/GARDEN.md). `last.pt` is of this
-run; what others begin with is `whole.pt`.
+change and no longer understand those before: forcing has to follow, two hours of it on two cores, in which these layers learn slowly, so
+that they forget nothing while the others learn to draw again (docs/GARDEN.md). `last.pt` is of this run; what others begin with is
+`whole.pt`.
 """
 
 from __future__ import annotations

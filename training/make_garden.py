@@ -7,7 +7,7 @@
 Stages: vae, streams (the VAE on long clips), clips (walks are drawn and encoded), places (the first layers learn where they stand),
 forcing, rollout, decoder (on imagined latents), then the evaluation of what came of it beside what is shipped. 0 minutes leave a stage out;
 rollouts on the truth are left out unless asked for, because they bring the model nearer to the truth and make its pictures softer;
-so are places on top of what is shipped, because the layers after them must learn to draw again, which took longer than it was given
+so are places on top of what is shipped: it has learned them, and after them the layers that follow must learn to draw again, for two hours
 (docs/GARDEN.md). The same command again goes on where the last one stopped, in the middle of a stage if need be. What it makes is a world:
 `python play.py --world runs/garden/garden.yaml`. No file of it is larger than 16 MiB.
 
@@ -52,7 +52,7 @@ OPTIONS = {
     },
 }
 TRAINED = ("--lr", "1e-3", "--robust", "0.03")  # for weights that know the garden: what those from nothing learn at, they only shake at
-PLACED = ("--guidance", "2", "--resampling-from", "0.3")  # after places: not to forget them, and to draw again before its own past is seen
+PLACED = ("--guidance", "1", "--slow-looking", "0.25", "--resampling-from", "0.2")  # after places: to forget nothing, to draw first
 ALONE = {  # forcing that draws its own clips
     "cpu": ("--pool", "480", "--grow-every", "3", "--idle", "0.12"),
     "cuda": ("--pool", "4000", "--grow-every", "1", "--draw", "8", "--idle", "0.12"),

@@ -47,6 +47,13 @@ def test_exported_weights_count_too(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert kept["step"] == 6 and kept["seconds"] == 120.0
 
 
+def test_shares(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    one, other = save(tmp_path / "a", state(1.0)), save(tmp_path / "b", state(5.0))
+    run(monkeypatch, average, one, other, "--shares", 0.75, 0.25, "--out", tmp_path / "mean.pt")
+    kept = torch.load(tmp_path / "mean.pt", weights_only=True)
+    assert torch.equal(kept["averaged"]["layer.bias"], torch.full((2,), 4.0)) and kept["helper"]["read.weight"].item() == -2.0
+
+
 def test_it_refuses_what_does_not_belong_together(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:  # fmt: skip
@@ -55,6 +62,7 @@ def test_it_refuses_what_does_not_belong_together(
     torch.save({"averaged": {}, "helper": {}}, tmp_path / "whole.pt")
     for arguments, words in (
         ((one, other, "--out", tmp_path / "mean.pt"), "2 tensors are not of one network, layer.weight among them"),
+        ((one, one, "--shares", 0.5, 0.6, "--out", tmp_path / "mean.pt"), "name one for each of the 2 runs, summing up to 1"),
         ((one, tmp_path / "c", "--out", tmp_path / "mean.pt"), "c is not there"),
         ((one, tmp_path / "whole.pt", "--out", tmp_path / "mean.pt"), "whole.pt is no run's last.pt"),
         ((one, one, "--out", tmp_path / "there.pt"), "name a .pt file that is not there yet"),
