@@ -29,6 +29,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--starts", type=int, default=64)
     parser.add_argument("--minutes", type=float, nargs="+", default=[10, 30], help="walks whose second half is looked at")
+    parser.add_argument("--other-walks", type=int, default=2, help="as long as the first: what one passes decides its sharpness")
     parser.add_argument("--quiet-minutes", type=float, default=2, help="how long to stand still")
     parser.add_argument("--only", choices=("fast", "faithful", "obedient", "turning", "quiet", "stable", "none"), action="append")
     parser.add_argument("--missing", action="store_true", help="with --json: only what is not in it yet")
@@ -48,6 +49,9 @@ def main() -> None:
             f"after {m:g} min": {name: ratio["ratio"] for name, ratio in t.items()}
             for m, t in zip(args.minutes[1:], tables[1:], strict=True)
         }
+        for number in range(1, 1 + args.other_walks):
+            table = measures.stable(world, args.minutes[:1], number)[0][0]
+            later[f"walk {number + 1}"] = {name: ratio["ratio"] for name, ratio in table.items()}
         return found | later
 
     def quiet() -> measures.Table:

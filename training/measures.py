@@ -224,15 +224,16 @@ def _detail(grey: np.ndarray) -> float:
     return float(laplacian.var(axis=(1, 2)).mean())
 
 
-def stable(world: World, minutes: Sequence[float]) -> tuple[list[Table], np.ndarray]:
-    """One long random walk: the second half of each of ``minutes``, against the simulator's own pictures on that walk.
+def stable(world: World, minutes: Sequence[float], number: int = 0) -> tuple[list[Table], np.ndarray]:
+    """One long random walk, the one of this ``number``: the second half of each of ``minutes``, against the simulator's own pictures on it.
 
     A minute alone says little: who stands at the hedge for a minute sees a third of the detail there is. And 48 pictures on the way: 8 of
     the first ten seconds, 8 of the first minute, 32 of the first of ``minutes``.
     """
     ends = [round(m * MINUTE) for m in minutes]
-    pose, picture = starts(1, SEED + 2)[0]
-    actions = random_walk(max(ends), np.random.default_rng(SEED + 2))
+    seed = SEED + 1000 * number + 2
+    pose, picture = starts(1, seed)[0]
+    actions = random_walk(max(ends), np.random.default_rng(seed))
     session = world.session(seed=1, start=picture, rewind_mb=0)
     kept: list[list[np.ndarray]] = [[], [], []]
     late: list[list[dict[str, float]]] = [[] for _ in ends]

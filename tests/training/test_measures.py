@@ -68,6 +68,10 @@ def test_a_long_walk_of_the_simulator_itself(monkeypatch: pytest.MonkeyPatch) ->
     assert [same(kept[i], walked[at]) for i, at in ((7, 9), (15, 59), (16, 5), (27, 66))] == [True] * 4
     rows = measures.stable(Perfect(1, measures.SEED + 2, lazy=True), (6,))[0][0]
     assert rows["motion"]["ratio"] == 0 < rows["contrast"]["ratio"]
+    seed = measures.SEED + 1002
+    other = measures.stable(Perfect(1, seed), (3,), number=1)[1]
+    walked = measures.simulate(Perfect(1, 0), measures.starts(1, seed)[0][0], measures.random_walk(6, np.random.default_rng(seed)))
+    assert same(other[7], walked[9]) and not same(other[7], kept[7])
 
 
 def test_a_mesh_is_sharp_and_has_no_edges() -> None:
