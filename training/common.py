@@ -220,7 +220,10 @@ class Trainee:
         self.averaged = AveragedWeights(model, decay)
         if state is not None:
             device = next(model.parameters()).device
-            self.optimizer.load_state_dict(state["optimizer"])
+            try:
+                self.optimizer.load_state_dict(state["optimizer"])
+            except ValueError:  # other groups of parameters: some were slow and are not, or the other way
+                raise SystemExit(f"{run.folder} was begun with other rates: choose another --out, or --start-from it") from None
             self.averaged.weights = {name: weight.to(device) for name, weight in state["averaged"].items()}
 
     def step(self) -> None:

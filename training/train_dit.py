@@ -165,6 +165,8 @@ def main() -> None:
         FlowSchedule().timesteps(args.steps)
     except ValueError as error:
         parser.error(f"--steps: {error}")
+    if args.slow_looking < 0:
+        parser.error(f"--slow-looking {args.slow_looking}: a factor, 0 or more")
     if len(args.steps) < 2:
         parser.error(f"--steps {args.steps[0]}: name two levels or more")
     device = torch.device(args.device)

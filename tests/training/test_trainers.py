@@ -165,6 +165,10 @@ def test_a_run_goes_on_where_it_stopped(tmp_path: Path) -> None:
     train(again, 2)
     for a, b in ((first.model.state_dict(), again.model.state_dict()), (first.averaged.weights, again.averaged.weights)):
         assert all(torch.equal(a[name], b[name]) for name in a)
+    model = torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.Linear(8, 8))
+    Trainee(model, TrainingRun(tmp_path / "rates", minutes=1), 1e-2, 1e-2, 0.9).save()
+    with pytest.raises(SystemExit, match="begun with other rates"):
+        Trainee(model, TrainingRun(tmp_path / "rates", minutes=1), 1e-2, 1e-2, 0.9, slow=[model[0]], slowness=0.5)
     begun = begin("other", start_from=tmp_path / "run")
     saved = torch.load(tmp_path / "run" / "last.pt", weights_only=True)["averaged"]
     assert begun.fresh and all(torch.equal(weight, saved[name]) for name, weight in begun.model.state_dict().items())
