@@ -25,7 +25,7 @@ CLIP_BLOCKS = 9
 CLIP_LATENTS = 3 * CLIP_BLOCKS
 CLIP_FRAMES = 1 + 4 * (CLIP_LATENTS - 1)
 CONDITION_LATENTS = 15  # of (start, grey, grey, ...) that are encoded per clip; later ones hardly depend on the start
-WALKS_PER_START = 2  # clips that share a start picture, and so its encoding
+WALKS_PER_START = 2  # clips that share a start picture, and so its encoding, unless told otherwise
 ROWS_PER_LATENT = 12
 
 
@@ -71,14 +71,19 @@ def joined(parts: Sequence[Clips]) -> Clips:
 
 
 class ClipMaker:
-    """Draws walks, ``idle`` of them standing still, and encodes them with a frozen VAE in bfloat16.
+    """Draws walks of ``blocks`` blocks, ``walks`` from each start, and encodes them with a frozen VAE in bfloat16. In a share ``idle``
+    of them one stands still.
 
     On a CPU the walks are encoded one by one, with weights laid out for that, which is quicker than any batch: what a layer makes then
     stays in the caches. Elsewhere all at once, in autocast, compiled.
     """
 
-    def __init__(self, vae: VAE, seed: int, device: torch.device, compile_encoder: bool = True, idle: float = 1 / 16) -> None:
+    def __init__(
+        self, vae: VAE, seed: int, device: torch.device, compile_encoder: bool = True, idle: float = 1 / 16,
+        blocks: int = CLIP_BLOCKS, walks: int = WALKS_PER_START,
+    ) -> None:  # fmt: skip
         self.vae, self.device, self.idle = vae.eval().requires_grad_(False), device, idle
+        self.latents, self.walks = 3 * blocks, walks
         self.generator = torch.Generator().manual_seed(seed)
         if device.type == "cpu":
             self._encoder = copy.deepcopy(self.vae).to(torch.bfloat16)
@@ -100,25 +105,25 @@ class ClipMaker:
         return ((mu - mean) / std).permute(0, 4, 1, 2, 3)
 
     def make(self, starts: int) -> Clips:
-        """``starts`` x `WALKS_PER_START` new clips."""
+        """``starts`` x ``walks`` new clips."""
         return self.draw(starts)[0]
 
     @torch.no_grad()
     def draw(self, starts: int) -> tuple[Clips, Tensor]:
         """New clips, and the pictures they are of: [N, 3, F, H, W] in [-1, 1]."""
-        count = starts * WALKS_PER_START
+        count, known = starts * self.walks, min(self.latents, CONDITION_LATENTS)
         pose = random_poses(starts, self.generator)
-        pose = type(pose)(*(v.repeat_interleave(WALKS_PER_START) for v in (pose.x, pose.y, pose.yaw, pose.pitch)))
-        keyboard, mouse = random_actions(count, CLIP_FRAMES - 1, self.generator, self.idle)
+        pose = type(pose)(*(v.repeat_interleave(self.walks) for v in (pose.x, pose.y, pose.yaw, pose.pitch)))
+        keyboard, mouse = random_actions(count, 4 * (self.latents - 1), self.generator, self.idle)
         if self.device.type != "cpu":
             pose = type(pose)(*(v.to(self.device) for v in (pose.x, pose.y, pose.yaw, pose.pitch)))
         frames, poses = rollout(pose, keyboard.to(self.device), mouse.to(self.device))
         video = frames.transpose(1, 2).float() / 127.5 - 1  # [N, 3, F, H, W]
-        condition = torch.zeros(starts, 3, 1 + 4 * (CONDITION_LATENTS - 1), HEIGHT, WIDTH, device=self.device)
-        condition[:, :, :1] = video[::WALKS_PER_START, :, :1]
+        condition = torch.zeros(starts, 3, 1 + 4 * (known - 1), HEIGHT, WIDTH, device=self.device)
+        condition[:, :, :1] = video[:: self.walks, :, :1]
         clips = Clips(
             latents=self._encode(video).half().cpu(),
-            condition=self._encode(condition).half().cpu().repeat_interleave(WALKS_PER_START, 0),
+            condition=self._encode(condition).half().cpu().repeat_interleave(self.walks, 0),
             keyboard=keyboard.half(),
             mouse=mouse.half(),
             pose=torch.stack([poses.x, poses.y, poses.yaw, poses.pitch], dim=-1)[:, ::4].float().cpu(),

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 
-from training.latents import ClipMaker, Clips
+from training.latents import CLIP_BLOCKS, WALKS_PER_START, ClipMaker, Clips
 from training.train_vae import load_garden_vae
 
 
@@ -58,20 +58,23 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder of the shards")
     parser.add_argument("--minutes", type=float, default=60)
     parser.add_argument("--shard", type=int, default=40, help="clips in each, or a few more")
-    parser.add_argument("--draw", type=int, default=2, help="start pictures at a time, which have two clips each: more for a GPU")
+    parser.add_argument("--draw", type=int, default=2, help="start pictures at a time: more for a GPU")
     parser.add_argument("--idle", type=float, default=1 / 16, help="share of the clips in which one stands still")
+    parser.add_argument("--blocks", type=int, default=CLIP_BLOCKS, help="of each clip: 1 for --starts of training.train_dit")
+    parser.add_argument("--walks", type=int, default=WALKS_PER_START, help="clips of each start picture")
     parser.add_argument("--seed", type=int, default=0, help="0 to 80: other walks; a folder's next shards, too, are other walks")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--no-compile", action="store_true")
     args = parser.parse_args()
-    if args.shard < 1 or args.draw < 1:
-        parser.error(f"--shard {args.shard} --draw {args.draw}: both are at least 1")
+    for option in ("shard", "draw", "blocks", "walks"):
+        if getattr(args, option) < 1:
+            parser.error(f"--{option} {getattr(args, option)}: at least 1")
     args.out.mkdir(parents=True, exist_ok=True)
     before, spent = sum(1 for _ in args.out.glob(f"{args.seed}_*.safetensors")), args.out / f"{args.seed}_seconds.txt"
     seconds = float(spent.read_text()) if spent.exists() else 0.0
     seed = 6000 + 10_000 * args.seed + before  # before: a maker that goes on draws what it has not drawn
     device = torch.device(args.device)
-    maker = ClipMaker(load_garden_vae(args.vae).to(device), seed, device, not args.no_compile, args.idle)
+    maker = ClipMaker(load_garden_vae(args.vae).to(device), seed, device, not args.no_compile, args.idle, args.blocks, args.walks)
     begun, made = time.monotonic() - seconds, 0
     while time.monotonic() - begun < 60 * args.minutes:
         clips = maker.make(args.draw)

@@ -24,7 +24,7 @@ from training.common import Trainee, TrainingRun
 from training.dataset import Batch
 from training.draws import BatchNoise
 from training.guide import Guides
-from training.latents import ClipMaker, Clips, Windows, joined, sample_windows
+from training.latents import ClipMaker, Clips, Windows, cut_windows, joined, sample_windows
 from training.learner import NOT_HIDDEN as ADAMW
 from training.make_clips import open_feed
 from training.objectives.forcing import robust
@@ -81,7 +81,7 @@ class TeacherForcing:
             self.resampler = Resampler(dit, steps, sampler.shift, torch.bfloat16, sampler.last_noise)
         if compiled:  # layer by layer: two kinds of layer are two compilations, whatever the depth
             for layer in dit.blocks:
-                layer.forward = torch.compile(layer.forward)  # and not the call around it, which holds the guide's hook
+                layer.forward = torch.compile(layer.forward, dynamic=False)  # and not the call around it, which holds the guide's hook
 
     def __call__(self, windows: Windows, level_weights: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss, and what it is made of: error of x0 per noise level, of the pose when imagining and when seeing.
@@ -103,6 +103,7 @@ class TeacherForcing:
             out = self.view.x0(self.dit, noisy, self.timesteps[level].repeat_interleave(BLOCK, dim=1), sigma, given, clean)
         pose, known = windows.pose.to(self.device), self.view.known
         seen, lost = self.guide.loss(pose, known)
+        saw = seen.mean() if known else seen.new_zeros(())  # who is at the start has seen nothing yet
         error = (out - x0).square().mean((1, 3, 4))  # [B, T]
         error = error.view(batch, blocks, BLOCK).mean(-1)
         counts = torch.ones_like(error)
@@ -113,11 +114,11 @@ class TeacherForcing:
             report[name] = (error.detach() * chosen).sum() / chosen.sum().clamp_min(1)
         lost = lost.view(batch, blocks, BLOCK).mean(-1)
         lost = (lost * counts).sum() / counts.sum()
-        report |= {"pose": lost.detach(), "seen": seen.detach().mean()}
+        report |= {"pose": lost.detach(), "seen": saw.detach()}
         if self.scale:
             error = robust(error, self.scale)
         loss = (error * counts).sum() / counts.sum()
-        return loss + self.guidance * (lost + seen.mean()), report
+        return loss + self.guidance * (lost + saw), report
 
     def _past(self, given: Batch) -> Tensor:
         """The window as the model itself plays it, but the last block, which nobody sees; a fifth of the windows as they are."""
@@ -155,12 +156,17 @@ def main() -> None:
     parser.add_argument("--draw", type=int, default=2, help="start pictures of a batch of new clips, which has two clips of each")
     parser.add_argument("--pool", type=int, default=20000, help="only the newest so many clips are kept: each is seen equally often")
     parser.add_argument("--feed", type=Path, help="folder that training.make_clips fills: clips come from there, none are made here")
+    parser.add_argument("--starts", type=Path, help="folder of clips of one block (make_clips --blocks 1): first blocks, learned besides")
+    parser.add_argument("--starts-batch", type=int, default=16, help="of them beside each step's windows")
     parser.add_argument("--seed", type=int, default=0, help="0 to 80: other walks, other noise")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--no-compile", action="store_true")
     parser.add_argument("--start-from", type=Path, help="a run's folder, its last.pt, or exported safetensors")
     args = parser.parse_args()
     feed = None if args.feed is None else open_feed(parser, "--feed", args.feed)
+    starts = None if args.starts is None else joined(open_feed(parser, "--starts", args.starts).new())
+    if args.starts_batch < 1:
+        parser.error(f"--starts-batch {args.starts_batch}: at least 1")
     try:
         FlowSchedule().timesteps(args.steps)
     except ValueError as error:
@@ -196,6 +202,9 @@ def main() -> None:
         dit, guide, BLOCK * args.blocks, device, args.context_noise, args.guidance, not args.no_compile, args.resampling, args.robust,
         args.steps, args.either_noise,
     )  # fmt: skip
+    first = TeacherForcing(  # of a window of one block: no past, and the layers are compiled already
+        dit, guide, BLOCK, device, 0.0, args.guidance, False, 0.0, args.robust, args.steps, args.either_noise
+    )
     level_weights = torch.tensor([0.6] + [0.4 / (len(args.steps) - 1)] * (len(args.steps) - 1))
     run.exclude_pause()
 
@@ -214,6 +223,11 @@ def main() -> None:
         forcing.resampling = args.resampling * grown
         loss, report = forcing(sample_windows(clips, args.batch, args.blocks, generator), level_weights)
         loss.backward()
+        if starts is not None:
+            pick = torch.randint(len(starts), (args.starts_batch,), generator=generator)
+            begun, told = first(cut_windows(starts, pick, torch.zeros_like(pick), BLOCK), level_weights)
+            begun.backward()
+            report |= {"starts": begun.detach(), "their pose": told["pose"]}
         trainee.step()
         if run.tick({"loss": loss.detach(), **report, "clips": len(clips)}):
             reports += 1

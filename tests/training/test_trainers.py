@@ -17,10 +17,21 @@ from training.common import AveragedWeights, MixedOptimizer, Trainee, TrainingRu
 from training.finetune import Rollout
 from training.flow_sign import motion
 from training.guide import FEATURES, Guides, PoseGuide, pose_features
-from training.latents import CLIP_FRAMES, CLIP_LATENTS, CONDITION_LATENTS, Clips, condition_rows, cut_windows, pictures, sample_windows
+from training.latents import (
+    CLIP_FRAMES,
+    CLIP_LATENTS,
+    CONDITION_LATENTS,
+    ClipMaker,
+    Clips,
+    condition_rows,
+    cut_windows,
+    pictures,
+    sample_windows,
+)
 from training.masks import teacher_forcing
 from training.simulator import Pose, random_actions, random_poses, render, rollout, step
 from training.train_dit import BLOCK, TeacherForcing
+from training.train_vae import garden_vae
 
 
 def small_dit() -> DiT:
@@ -130,6 +141,35 @@ def test_a_few_steps_learn_and_a_rollout_has_gradients() -> None:
     )
     assert np.isfinite(report["last"])
     assert all(p.grad is not None for p in dit.blocks.parameters() if p.requires_grad)
+
+
+def test_a_window_of_one_block_begins_a_session() -> None:
+    """Nothing has been seen there: what is asked is the picture and the pose that follow from the start picture and the actions."""
+    dit, clips = small_dit(), random_clips()
+    first = TeacherForcing(dit, Guides(dit, 0, 1), BLOCK, torch.device("cpu"), 0.0, 2.0, compiled=False)
+    windows = cut_windows(clips, torch.tensor([0, 2]), torch.tensor([0, 0]), BLOCK)
+    loss, report = first(windows, torch.tensor([1.0, 0.0, 0.0]))
+    torch.testing.assert_close(loss.detach(), report["s1.00"] + 2.0 * report["pose"])
+    assert report["seen"] == 0
+    loss.backward()
+    assert all(p.grad is not None for p in dit.blocks.parameters() if p.requires_grad)
+
+
+def test_short_clips_are_the_beginnings_of_long_ones() -> None:
+    torch.manual_seed(0)
+    vae = garden_vae()
+    maker = ClipMaker(vae, 3, torch.device("cpu"), blocks=1, walks=1)
+    clips = maker.make(2)
+    assert clips.latents.shape[:3] == clips.condition.shape[:3] == (2, 16, 3)
+    assert clips.keyboard.shape[1] == clips.mouse.shape[1] == 8 and clips.pose.shape == (2, 3, 4)
+    assert not torch.equal(clips.condition[0], clips.condition[1])  # of two starts
+    windows = cut_windows(clips, torch.tensor([1]), torch.tensor([0]), BLOCK)
+    again = pictures(clips, torch.tensor([1]), 9, torch.device("cpu"))
+    grey = torch.cat([again[:, :, :1], torch.zeros(1, 3, 8, *again.shape[-2:])], dim=2)
+    for video, kept in ((again, windows.latents), (grey, windows.condition[:, 4:])):
+        with torch.no_grad():
+            wanted = vae.encode(video)
+        assert (kept - wanted).square().mean() < 1e-3 * wanted.var()  # bfloat16
 
 
 def test_the_guide_compares_with_what_is_seen_from_the_pose() -> None:
