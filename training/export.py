@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from pathlib import Path
 
 import torch
@@ -54,6 +55,7 @@ def main() -> None:
     parser.add_argument("kind", choices=("vae", "dit"))
     parser.add_argument("source", type=Path)
     parser.add_argument("target", type=Path)
+    parser.add_argument("--one-file", action="store_true", help="no shards, however large it is: for what is committed")
     parser.add_argument("--keep-scale", type=Path, help="an exported VAE whose latents' scale stays valid (its encoder is unchanged)")
     args = parser.parse_args()
     state = torch.load(args.source, weights_only=True, map_location="cpu")
@@ -74,7 +76,7 @@ def main() -> None:
         print("latents_mean:", mean, "\nlatents_std:", std)
     else:
         weights |= {k: v for k, v in state["model"].items() if k not in weights}
-    write(weights, args.target, metadata)
+    write(weights, args.target, metadata, sys.maxsize if args.one_file else SHARD_BYTES)
 
 
 if __name__ == "__main__":

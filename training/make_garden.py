@@ -4,12 +4,13 @@
     python -m training.make_garden --out runs/garden --from-shipped         # goes on from what is in the box: no VAE, shorter
     python -m training.make_garden --out runs/garden --minutes forcing=90 rollout=45
 
-Stages: vae, streams (the VAE on long clips), clips (walks are drawn and encoded), places (the first layers learn where they stand),
-forcing, rollout, decoder (on imagined latents), then the evaluation of what came of it beside what is shipped. 0 minutes leave a stage out;
-rollouts on the truth are left out unless asked for, because they bring the model nearer to the truth and make its pictures softer;
-so are places on top of what is shipped: it has learned them, and after them the layers that follow must learn to draw again, for two hours
-(docs/GARDEN.md). The same command again goes on where the last one stopped, in the middle of a stage if need be. What it makes is a world:
-`python play.py --world runs/garden/garden.yaml`. No file of it is larger than 16 MiB.
+Stages: vae, streams (the VAE on long clips), clips (walks are drawn and encoded), starts (first blocks of many more), places (the first
+layers learn where they stand), forcing, rollout, decoder (on imagined latents), then the evaluation of what came of it beside what is
+shipped. 0 minutes leave a stage out; rollouts on the truth are left out unless asked for, because they bring the model nearer to the truth
+and make its pictures softer; so are places on top of what is shipped: it has learned them, and after them the layers that follow must
+learn to draw again, for two hours (docs/GARDEN.md). The same command again goes on where the last one stopped, in the middle of a stage if
+need be. No file of what it makes is larger than 16 MiB, and what it makes is a world:
+`python play.py --world runs/garden/garden.yaml`.
 
 The budgets for a GPU are a plan: no GPU has run them yet.
 """
@@ -28,14 +29,15 @@ import torch
 import yaml
 
 SHIPPED = Path("assets/garden")
-STAGES = ("vae", "streams", "clips", "places", "forcing", "rollout", "decoder")
-MINUTES = {"cpu": (45, 10, 50, 45, 185, 0, 15), "cuda": (6, 1, 3, 2, 11, 0, 2)}  # no rollouts unless asked for: see docs/GARDEN.md
-SHORTER = {"cpu": (0, 0, 35, 0, 100, 0, 15), "cuda": (0, 0, 4, 0, 19, 0, 2)}  # on top of what is shipped
+STAGES = ("vae", "streams", "clips", "starts", "places", "forcing", "rollout", "decoder")
+MINUTES = {"cpu": (45, 10, 45, 12, 45, 185, 0, 15), "cuda": (6, 1, 3, 1, 2, 11, 0, 2)}  # no rollouts unless asked for: see docs/GARDEN.md
+SHORTER = {"cpu": (0, 0, 35, 12, 0, 100, 0, 15), "cuda": (0, 0, 4, 1, 0, 19, 0, 2)}  # on top of what is shipped
 OPTIONS = {
     "cpu": {
         "vae": "--batch 3 --frames 9",
         "streams": "--batch 1 --frames 41 --lr 5e-4 --no-compile",
         "clips": "--idle 0.12",
+        "starts": "--idle 0.08 --blocks 1 --walks 1 --draw 16 --shard 800",
         "places": "",
         "forcing": "--resampling 0.7",
         "rollout": "--pool 480 --grow-every 3 --batch 8 --first-horizon 3 --idle 0.2",
@@ -45,8 +47,9 @@ OPTIONS = {
         "vae": "--batch 16 --frames 13",
         "streams": "--batch 4 --frames 41 --lr 5e-4 --no-compile",
         "clips": "--idle 0.12 --draw 16 --shard 64",
+        "starts": "--idle 0.08 --blocks 1 --walks 1 --draw 64 --shard 2048",
         "places": "--batch 64",
-        "forcing": "--batch 64 --resampling 0.7",
+        "forcing": "--batch 64 --resampling 0.7 --starts-batch 128",
         "rollout": "--batch 48 --pool 4000 --grow-every 1 --draw 6 --first-horizon 3 --idle 0.2",
         "decoder": "",
     },
@@ -59,8 +62,8 @@ ALONE = {  # forcing that draws its own clips
 }
 GUIDED = ("--guidance", "1")
 MODULES = {
-    "vae": "train_vae", "streams": "train_vae", "clips": "make_clips", "places": "localise", "forcing": "train_dit", "rollout": "finetune",
-    "decoder": "train_decoder",
+    "vae": "train_vae", "streams": "train_vae", "clips": "make_clips", "starts": "make_clips", "places": "localise",
+    "forcing": "train_dit", "rollout": "finetune", "decoder": "train_decoder",
 }  # fmt: skip
 COMPARED = (  # table, number, whether more is better
     ("faithful", "psnr_1s", True), ("faithful", "psnr_4s", True), ("faithful", "psnr_16s", True), ("faithful", "idle_16s", True),
@@ -88,6 +91,8 @@ def plan(out: Path, device: str, minutes: dict[str, float], from_shipped: bool, 
     left = [stage for stage in STAGES if minutes[stage] > 0]
     if from_shipped:
         left = [stage for stage in left if stage not in ("vae", "streams")]
+    if "forcing" not in left:  # which they are for
+        left = [stage for stage in left if stage != "starts"]
     if not left:
         raise ValueError("every stage has 0 minutes: nothing to do")
     if not from_shipped and not {"vae", "forcing"} <= set(left):
@@ -114,11 +119,14 @@ def plan(out: Path, device: str, minutes: dict[str, float], from_shipped: bool, 
     if "clips" in left:
         train("clips", "--vae", str(vae), "--seed", str(seed))
         feed = ("--feed", str(out / "clips"))
+    if "starts" in left:
+        train("starts", "--vae", str(vae), "--seed", str(seed + 2))
     for number, stage in enumerate(("places", "forcing", "rollout")):
         if stage in left:
             begin = ("--start-from", str(dit)) if dit != SHIPPED / "dit.safetensors" or from_shipped else ()
             if stage == "forcing":
                 begin += (TRAINED if from_shipped else ()) + (PLACED if "places" in left else GUIDED)
+                begin += ("--starts", str(out / "starts")) if "starts" in left else ()
             if stage != "places":
                 begin += ("--vae", str(vae))
             walks = feed or (() if stage == "rollout" else ALONE[device])

@@ -27,9 +27,17 @@ def option(job: make_garden.Job, name: str) -> str:
 
 def test_from_nothing(tmp_path: Path) -> None:
     jobs = plan(tmp_path, "cpu", budgets(["forcing=220", "rollout=60"], "cpu", False), from_shipped=False)
-    assert names(jobs) == ["vae", "streams", "export", "clips", "places", "forcing", "rollout", "decoder", "export", "export"]
-    made, clips, places, forcing, rollout, decoder = jobs[2].arguments[-1], *jobs[3:8]
-    assert option(clips, "--vae") == option(forcing, "--vae") == option(rollout, "--vae") == option(decoder, "--vae") == made
+    assert names(jobs) == ["vae", "streams", "export", "clips", "starts", "places", "forcing", "rollout", "decoder", "export", "export"]
+    made, clips, starts, places, forcing, rollout, decoder = jobs[2].arguments[-1], *jobs[3:9]
+    assert option(starts, "--out") == option(forcing, "--starts") and option(starts, "--seed") != option(clips, "--seed")
+    assert (
+        option(clips, "--vae")
+        == option(starts, "--vae")
+        == option(forcing, "--vae")
+        == option(rollout, "--vae")
+        == option(decoder, "--vae")
+        == made
+    )
     assert "--start-from" not in places.arguments and option(rollout, "--start-from") == option(forcing, "--out")
     assert option(forcing, "--start-from") == str(Path(option(places, "--out")) / "whole.pt")
     assert option(places, "--feed") == option(forcing, "--feed") == option(rollout, "--feed") == option(clips, "--out")
@@ -40,20 +48,19 @@ def test_from_nothing(tmp_path: Path) -> None:
 
 
 def test_from_what_is_shipped(tmp_path: Path) -> None:
-    words = ["clips=0", "places=0", "forcing=7.5", "rollout=5", "decoder=0"]
+    words = ["clips=0", "starts=0", "places=0", "forcing=7.5", "rollout=5", "decoder=0"]
     jobs = plan(tmp_path, "cuda", budgets(words, "cuda", True), from_shipped=True, seed=4)
-    assert names(jobs) == ["forcing", "rollout", "export"] and "--feed" not in jobs[0].arguments
+    assert names(jobs) == ["forcing", "rollout", "export"] and not {"--feed", "--starts"} & set(jobs[0].arguments)
     assert option(jobs[0], "--start-from") == str(SHIPPED / "dit.safetensors") and option(jobs[0], "--vae") == str(
         SHIPPED / "vae.safetensors"
     )
     assert [option(job, "--seed") for job in jobs[:2]] == ["5", "6"] and option(jobs[0], "--minutes") == "7.5"
     without = plan(tmp_path, "cpu", budgets([], "cpu", True), from_shipped=True)
-    assert names(without) == ["clips", "forcing", "decoder", "export", "export"] and option(without[2], "--dit") == option(
-        without[1], "--out"
-    )
-    assert "--resampling-from" not in without[1].arguments and option(without[1], "--feed") == option(without[0], "--out")
+    assert names(without) == ["clips", "starts", "forcing", "decoder", "export", "export"]
+    assert option(without[3], "--dit") == option(without[2], "--out")
+    assert "--resampling-from" not in without[2].arguments and option(without[2], "--feed") == option(without[0], "--out")
     placed = plan(tmp_path, "cpu", budgets(["places=25"], "cpu", True), from_shipped=True)
-    assert option(placed[1], "--start-from") == str(SHIPPED / "dit.safetensors") and "--resampling-from" in placed[2].arguments
+    assert option(placed[2], "--start-from") == str(SHIPPED / "dit.safetensors") and "--resampling-from" in placed[3].arguments
     only = plan(tmp_path, "cpu", budgets(["clips=0", "places=0", "forcing=0"], "cpu", True), from_shipped=True)
     assert (
         "--clips" not in only[0].arguments
