@@ -6,13 +6,17 @@ import json
 import math
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
+
+from models.errors import one_line
+
+FITTING = "takes weights of this network: name others, or give configs/garden.yaml their sizes"  # advice, after an option's name
 
 
 class MixedOptimizer:
@@ -61,8 +65,16 @@ class MixedOptimizer:
         return {"muon": self.muon.state_dict(), "adamw": self.adamw.state_dict()}
 
     def load_state_dict(self, state: dict) -> None:
-        self.muon.load_state_dict(state["muon"])
-        self.adamw.load_state_dict(state["adamw"])
+        load_moments(self.muon, state["muon"])
+        load_moments(self.adamw, state["adamw"])
+
+
+def load_moments(optimizer: torch.optim.Optimizer, state: dict) -> None:
+    """What an optimiser's `state_dict` remembers of the gradients; its settings (betas, decay) stay those it was made with."""
+    own = [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
+    optimizer.load_state_dict(state)
+    for group, settings in zip(optimizer.param_groups, own, strict=True):
+        group.update(settings)
 
 
 class AveragedWeights:
@@ -102,6 +114,27 @@ def starting_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Tensor] |
         return {name: tensor.float() for name, tensor in load_file(path).items()}, None
     state = torch.load(path / "last.pt" if path.is_dir() else path, weights_only=True, map_location="cpu")
     return state["averaged"], state.get("helper")
+
+
+def load_weights(module: nn.Module, weights: Mapping[str, Tensor], source: Path, advice: str) -> None:
+    """Give ``module`` exactly the ``weights`` read from ``source``; only buffers may be missing (averaged weights have none).
+
+    Raises SystemExit, in one line that ends with ``advice``, for a tensor that is missing, unknown or of another shape.
+    """
+    own, parameters = module.state_dict(), dict(module.named_parameters())
+    strange = [name for name in weights if name not in own]
+    missing = [name for name in parameters if name not in weights]
+    wrong = [name for name in own if name in weights and own[name].shape != weights[name].shape]
+    if strange:
+        what = f"holds {one_line(strange[0], 80)}, which this network does not have ({len(strange)} such tensors)"
+    elif missing:
+        what = f"lacks {missing[0]} ({len(missing)} of {len(parameters)} tensors missing)"
+    elif wrong:
+        what = f"has {wrong[0]} as {list(weights[wrong[0]].shape)}, this network as {list(own[wrong[0]].shape)}"
+    else:
+        module.load_state_dict(weights, strict=False)
+        return
+    raise SystemExit(f"{one_line(source, 200)} {what}: {advice}")
 
 
 def cosine_schedule(progress: float, warmup: float = 0.02, floor: float = 0.02) -> float:
@@ -194,7 +227,7 @@ class Trainee:
 
     ``trained`` limits the optimiser to a part of the model; ``helper`` is trained and saved with it and never exported; the modules
     ``slow`` learn at ``slowness`` times the rates.
-    ``fresh`` tells whether the run begins here.
+    ``fresh`` tells whether the run begins here. Raises SystemExit, in one line, for weights that are not of this model.
     """
 
     def __init__(
@@ -205,15 +238,17 @@ class Trainee:
         self.model, self.run, self.helper = model, run, helper
         state = run.resume()
         self.fresh = state is None
-        helped = None
+        helped, source = None, start_from
         if state is not None:
-            model.load_state_dict(state["model"])
+            source = run.folder / "last.pt"
+            load_weights(model, state["model"], source, "it is a run of another network; choose another --out")
             helped = state.get("helper")
         elif start_from is not None:
             weights, helped = starting_weights(start_from)
-            model.load_state_dict(weights, strict=False)
+            load_weights(model, weights, start_from, f"--start-from {FITTING}")
         if helper is not None and helped is not None:
-            helper.load_state_dict(helped)
+            anew = "its helper is another training's; to begin without one, --start-from what training.export makes of it, in another --out"
+            load_weights(helper, helped, source, anew)
         trained = trained or model
         whole = trained if helper is None else nn.ModuleList([trained, helper])
         self.optimizer = MixedOptimizer(whole, lr, adamw_lr, adamw=adamw, slow=slow, slowness=slowness)
@@ -227,8 +262,16 @@ class Trainee:
             self.averaged.weights = {name: weight.to(device) for name, weight in state["averaged"].items()}
 
     def step(self) -> None:
-        """Clip the gradients that are there, and update weights and averages at the schedule's learning rate."""
-        nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        """Clip the gradients that are there, and update weights and averages at the schedule's learning rate.
+
+        Raises SystemExit, in one line and before any weight has changed, where their norm is no finite number.
+        """
+        norm = float(nn.utils.clip_grad_norm_(self.model.parameters(), 1.0))
+        if not math.isfinite(norm):
+            raise SystemExit(
+                f"{self.run.folder}: the gradient's norm is {norm} at step {self.run.step}, nothing more is learned or saved; "
+                "the same command goes on from the last.pt before, if there is one: with a lower --lr if this comes again"
+            )
         self.optimizer.step(cosine_schedule(self.run.progress))
         self.averaged.update(self.model, self.run.step)
 

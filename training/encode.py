@@ -5,13 +5,15 @@
     python -m training.encode --walks 200 --out clips/                     # the garden: walks of the simulator instead
 
 Every unbroken stretch of a film is cut into clips of whole blocks; each begins, as a session does, with its first frame as start picture.
+Clips have the film's name. What is there already is never written over: a film whose clips are in the folder is refused.
 """
 
 from __future__ import annotations
 
 import argparse
+import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 
@@ -81,6 +83,21 @@ def walk_clips(count: int, seed: int, blocks: int) -> Iterator[tuple[np.ndarray,
         yield pictures[0, :frames].permute(0, 2, 3, 1).numpy(), keyboard[0].numpy(), FULL_LOOK * mouse[0].numpy()
 
 
+def check_targets(names: Sequence[str], folder: Path) -> None:
+    """Raises WorldError where clips of one source would take the place of another's, or of what an earlier run has left."""
+    for name in names:
+        if names.count(name) > 1:
+            raise WorldError(f"two sources are named {one_line(name, 80)}, and so would be their clips: rename one (and its session file)")
+    there = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    for name in names:
+        own = re.compile(rf"{re.escape(name)}-\d{{5,}}{re.escape(SUFFIX)}")
+        if old := [file for file in there if own.fullmatch(file)]:
+            raise WorldError(
+                f"{one_line(folder, 200)} has {len(old)} clips of {one_line(name, 80)} already ({one_line(old[0], 80)}): "
+                "leave it out, or remove them to encode it again"
+            )
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("films", type=Path, nargs="*", help=".mp4 with a .session.jsonl beside each")
@@ -98,12 +115,14 @@ def main() -> int:
         config = load_config(args.world)
         if args.walks and config.name != "garden":
             raise WorldError(f"--walks are the garden's, not {config.name}'s; record some instead")
+        names = [film.stem for film in args.films] + ([f"walk-{args.seed}"] if args.walks else [])
+        check_targets(names, args.out)
         device = torch.device(args.device)
         vae = make_vae(config, args.weights, device)
         args.out.mkdir(parents=True, exist_ok=True)
-        sources = [(film.stem, film_clips(film, config, args.blocks)) for film in args.films]
-        sources += [(f"walk-{args.seed}", walk_clips(args.walks, args.seed, args.blocks))] if args.walks else []
-        for name, clips in sources:
+        sources = [film_clips(film, config, args.blocks) for film in args.films]
+        sources += [walk_clips(args.walks, args.seed, args.blocks)] if args.walks else []
+        for name, clips in zip(names, sources, strict=True):
             count = 0
             for count, clip in enumerate(clips, 1):
                 encode(config, vae, *clip, device, args.weights).save(args.out / f"{name}-{count:05d}{SUFFIX}", name)

@@ -14,6 +14,15 @@ from PIL import Image
 from models.errors import WorldError
 
 
+def summary_writer() -> Any:
+    """TensorBoard's writer, a class. Raises WorldError where the extra is missing."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise WorldError("--tensorboard needs a package that is missing: pip install 'reverie[tensorboard]'") from None
+    return SummaryWriter
+
+
 class Journal:
     """The main process's. ``tensorboard`` needs the extra of that name; a progress bar is drawn where tqdm and a terminal are."""
 
@@ -23,11 +32,7 @@ class Journal:
         self._forget_after(begun)
         self._board: Any = None
         if tensorboard:
-            try:
-                from torch.utils.tensorboard import SummaryWriter
-            except ImportError:
-                raise WorldError("--tensorboard needs a package that is missing: pip install 'reverie[tensorboard]'") from None
-            self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=begun)
+            self._board = summary_writer()(str(folder / "tensorboard"), purge_step=begun)
         self._bar: Any = None
         if sys.stderr.isatty():
             try:

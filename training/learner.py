@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from models.dit import DiT
-from training.common import MixedOptimizer, cosine_schedule
+from training.common import MixedOptimizer, cosine_schedule, load_moments
 from training.parallel import local, mapped, part_like, whole
 from training.plan import OptimizerSettings
 
@@ -55,14 +55,16 @@ class Learner:
         return mapped(self.optimizer.state_dict(), whole)
 
     def load(self, state: dict) -> None:
-        """Take over a state of `state`, as exactly as it was."""
-        if not isinstance(self.optimizer, MixedOptimizer):
-            parameters = self.optimizer.param_groups[0]["params"]
-            for index, entry in state["state"].items():
-                like = parameters[index]
-                for name, value in entry.items():
-                    entry[name] = part_like(value, like) if value.shape == like.shape else value
-        self.optimizer.load_state_dict(state)
+        """Take over a state of `state`, as exactly as it was; rate, betas and decay stay those of the settings."""
+        if isinstance(self.optimizer, MixedOptimizer):
+            self.optimizer.load_state_dict(state)
+            return
+        parameters = self.optimizer.param_groups[0]["params"]
+        for index, entry in state["state"].items():
+            like = parameters[index]
+            for name, value in entry.items():
+                entry[name] = part_like(value, like) if value.shape == like.shape else value
+        load_moments(self.optimizer, state)
 
 
 class Average:

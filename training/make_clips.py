@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import time
 from pathlib import Path
 
@@ -43,9 +44,15 @@ def open_feed(parser: argparse.ArgumentParser, option: str, folder: Path) -> Cli
     return ClipFeed(folder)
 
 
+def next_number(folder: Path, seed: int) -> int:
+    """One more than the highest number among the seed's shards: some of them may have been taken away."""
+    found = (re.fullmatch(rf"{seed}_(\d+)\.safetensors", path.name) for path in folder.iterdir())
+    return max((int(match[1]) for match in found if match), default=-1) + 1
+
+
 def write_shard(clips: Clips, folder: Path, seed: int) -> Path:
-    """Put ``clips`` into the folder under the seed's next free number."""
-    number = sum(1 for _ in folder.glob(f"{seed}_*.safetensors"))
+    """Put ``clips`` into the folder under the seed's next number."""
+    number = next_number(folder, seed)
     path, temporary = folder / f"{seed}_{number:05d}.safetensors", folder / f"{seed}_{number:05d}.part"
     clips.save(temporary)
     os.replace(temporary, path)
@@ -70,7 +77,7 @@ def main() -> None:
         if getattr(args, option) < 1:
             parser.error(f"--{option} {getattr(args, option)}: at least 1")
     args.out.mkdir(parents=True, exist_ok=True)
-    before, spent = sum(1 for _ in args.out.glob(f"{args.seed}_*.safetensors")), args.out / f"{args.seed}_seconds.txt"
+    before, spent = next_number(args.out, args.seed), args.out / f"{args.seed}_seconds.txt"
     seconds = float(spent.read_text()) if spent.exists() else 0.0
     seed = 6000 + 10_000 * args.seed + before  # before: a maker that goes on draws what it has not drawn
     device = torch.device(args.device)

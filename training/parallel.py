@@ -92,7 +92,7 @@ class Workers:
         return self.mean({"flag": torch.tensor(float(flag))})["flag"] > 0
 
     def finish(self) -> None:
-        """Leave the others."""
+        """Leave the others when all have done their work; never after an error, since those who still work would not come."""
         if self.mesh is not None:
             dist.barrier()
             dist.destroy_process_group()

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from engine.config import WorldConfig
-from models.checkpoint import build_empty, load_in_turn, load_into, read_weights, shapes_of
+from models.checkpoint import build_empty, check_weights, load_in_turn, load_into, read_weights, shapes_of
 from models.dit import DiT
 from models.errors import WorldError, one_line
 from models.vae import VAE
@@ -53,6 +53,11 @@ def make_dit(config: WorldConfig, source: str | Path | None, weights: Path | Non
     except WorldError as error:
         raise WorldError(f"{one_line(path, 200)}: {error}") from None
     return dit
+
+
+def check_vae(config: WorldConfig, weights: Path | None) -> None:
+    """Raises what `make_vae` would, as far as files, names and shapes tell: numbers are not read."""
+    check_weights(build_empty(VAE, config.vae), weight_files(config, "vae", weights))
 
 
 def make_vae(config: WorldConfig, weights: Path | None, device: torch.device) -> VAE:

@@ -40,6 +40,7 @@ class ForcingSettings:
     the error is measured in; ``weighting`` over noise levels. ``context_noise``: the most noise (standard deviation) added to
     clean context. ``drop_actions``: share of samples that see no action, for guidance. ``resampling``: share of the iterations whose clean
     context is what the model makes of it (`objectives/resampling.py`), each block begun at a pass drawn with ``begin_weights``.
+    Weights are one for each of the sampler's steps, or none: then all count alike.
     ``robust``: the error from which on a block counts as its logarithm (`objectives/forcing.robust`); 0: every error as it is.
     """
 
@@ -196,13 +197,25 @@ class Plan:
             raise ValueError("causvid trains what can be played: forcing.context must be noisy or clean")
 
     def world_config(self, world: str | Path | None = None) -> WorldConfig:
-        """The world's config, or that of another ``world`` in its place, with this plan's steps and window."""
+        """The world's config, or that of another ``world`` in its place, with this plan's steps and window.
+
+        Raises WorldError for a world that there is not, and for one with another number of steps than this plan has weights for.
+        """
         options: dict[str, object] = {"sampler.steps": list(self.steps)} if self.steps else {}
         options |= {"model.local_attn_size": self.window} if self.window else {}
         if world is None and self.world not in list_worlds():
             names = ", ".join(list_worlds())
             raise WorldError(f"world is one of {names}, got {one_line(self.world, 80)!r}; give a yaml of your own with --world")
-        return load_config(world or self.world, options)
+        config = load_config(world or self.world, options)
+        steps = config.sampler.steps
+        for name in ("step_weights", "begin_weights"):
+            weights = getattr(self.forcing or ForcingSettings(), name)
+            if weights and len(weights) != len(steps):  # fewer would leave the last passes as they are, without a word
+                raise WorldError(
+                    f"forcing.{name} has {len(weights)} numbers, and {config.name} has {len(steps)} steps ({list(steps)}): "
+                    "copy the plan and give one for each step, or none"
+                )
+        return config
 
 
 def read_plan(path: Path) -> Plan:

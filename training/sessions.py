@@ -134,7 +134,7 @@ class Film:
             last = (str(error).strip().splitlines() or [""])[-1]
             raise WorldError(f"{one_line(path, 200)}: no mp4 that ffmpeg can read: {one_line(last, 160)}") from None
         self.fps: float = told["fps"]
-        self.size: tuple[int, int] = told["source_size"]  # width, height
+        self.size: tuple[int, int] = told["size"]  # width, height, as ffmpeg hands them out: a film of a phone held upright is turned
 
     def __iter__(self) -> Iterator[np.ndarray]:
         width, height = self.size

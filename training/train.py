@@ -23,9 +23,10 @@ from engine.config import WorldConfig
 from models.errors import WorldError
 from training.dataset import Data, open_clips
 from training.dryrun import dry_run
+from training.journal import summary_writer
 from training.objectives import OBJECTIVES, Networks
 from training.parallel import Workers
-from training.parts import make_dit, make_vae
+from training.parts import check_vae, make_dit, make_vae
 from training.plan import Plan, read_plan
 from training.trainer import Trainer, TrainingError
 
@@ -56,25 +57,30 @@ def make_networks(plan: Plan, world: WorldConfig, args: argparse.Namespace) -> N
 def train(args: argparse.Namespace) -> None:
     """What the command line asks for. Raises WorldError for what cannot be done, TrainingError for what fails."""
     plan = read_plan(plan_file(args.plan))
-    plan = replace(plan, iterations=args.iterations) if args.iterations else plan
+    if args.iterations is not None:
+        if args.iterations < 1:
+            raise WorldError(f"--iterations {args.iterations}: at least 1, or leave it out for the plan's {plan.iterations}")
+        plan = replace(plan, iterations=args.iterations)
     world = plan.world_config(args.world)
     if args.dry_run:
         print(dry_run(plan, world))
         return
     if args.clips is None:
         raise WorldError("give the clips to learn from with --clips (python -m training.encode makes them)")
+    data = Data(open_clips(args.clips, world), world, plan.seed)
+    if args.tensorboard:  # what the main process alone will need: nobody joins the others where it is missing
+        summary_writer()
+    if plan.sheet_every:
+        check_vae(world, args.weights)
     workers = Workers.start(args.device)
-    try:
-        data = Data(open_clips(args.clips, world), world, plan.seed)
-        networks = make_networks(plan, world, args)
-        vae = make_vae(world, args.weights, workers.device) if plan.sheet_every and workers.main else None
-        trainer = Trainer(plan, world, networks, data, workers, args.out, vae, args.tensorboard)
-        if workers.main:
-            size, place = sum(p.numel() for p in networks.student.parameters()), f"{workers.count} x {workers.device.type}"
-            print(f"{plan.objective}: {size / 1e6:.2f} M weights, {len(data.source)} clips, {place}", flush=True)
-        trainer.run(args.minutes)
-    finally:
-        workers.finish()
+    networks = make_networks(plan, world, args)
+    vae = make_vae(world, args.weights, workers.device) if plan.sheet_every and workers.main else None
+    trainer = Trainer(plan, world, networks, data, workers, args.out, vae, args.tensorboard)
+    if workers.main:
+        size, place = sum(p.numel() for p in networks.student.parameters()), f"{workers.count} x {workers.device.type}"
+        print(f"{plan.objective}: {size / 1e6:.2f} M weights, {len(data.source)} clips, {place}", flush=True)
+    trainer.run(args.minutes)
+    workers.finish()
 
 
 def main() -> int:
@@ -87,7 +93,7 @@ def main() -> int:
     for name, what in (("student", "fresh weights"), ("teacher", "none"), ("critic", "the teacher's")):
         text = f"weights of the {name}: 'world' for the world's own, a run's folder, a last.pt or safetensors; default: {what}"
         parser.add_argument(f"--{name}", help=text)
-    parser.add_argument("--iterations", type=int, default=0, help="instead of the plan's")
+    parser.add_argument("--iterations", type=int, help="instead of the plan's")
     parser.add_argument("--minutes", type=float, default=math.inf, help="stop after so many, those before a resume included")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--tensorboard", action="store_true", help="write TensorBoard files too: pip install 'reverie[tensorboard]'")

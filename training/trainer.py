@@ -211,14 +211,18 @@ class Trainer:
         told = state.get("plan") if isinstance(state, dict) else None
         if told is None:
             raise WorldError(f"{self.file} is of another trainer; choose another --out, or begin from it with --student {self.file}")
-        for name in SAME:
-            own = getattr(self.plan, name)
+        told = told | {"optimizer.kind": "muon" if "muon" in state["optimizer"] else "adamw"}  # so that older checkpoints tell it too
+        wanted = {name: getattr(self.plan, name) for name in SAME} | {"optimizer.kind": self.plan.optimizer.kind}
+        for name, own in wanted.items():
             if told[name] != own:
                 raise WorldError(f"{self.folder} was begun with {name} {told[name]}, the plan says {own}: choose another --out")
         clips = len(self.data.source)
         if state["clips"] != clips and self.workers.main:
             print(f"{self.folder} has seen {state['clips']} clips, now there are {clips}: their order begins anew", flush=True)
-        load_whole(self.networks.student, state["model"])
+        try:
+            load_whole(self.networks.student, state["model"])
+        except WorldError as error:
+            raise WorldError(f"{self.file}: {error}; choose another --out") from None
         self.average.load(state["averaged"])
         self.student.load(state["optimizer"])
         if self.critic is not None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -72,6 +74,43 @@ def test_training_is_given_what_the_player_was(recorded: tuple[Path, Path], tmp_
     torch.testing.assert_close(batch.latents, z, atol=5e-3, rtol=5e-3)
     later = data.window(0, 6, 9)
     assert torch.equal(later.rows.keyboard, batch.rows.keyboard[:, 6:]) and not later.condition[:, :4].any() and not later.from_start.any()
+
+
+def test_no_clip_takes_the_place_of_another(
+    recorded: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Films of one name from two folders, and a film that was encoded before: refused before anything is written."""
+    world_file, film = recorded
+    other, clips = tmp_path / "other" / film.name, tmp_path / "clips"
+    other.parent.mkdir()
+    shutil.copy(film, other)
+    common = ["--world", world_file, "--out", clips, "--device", "cpu"]
+    assert command(monkeypatch, encode, film, other, *common) == 2
+    assert capsys.readouterr().err.startswith("two sources are named walk,") and not clips.exists()
+    clips.mkdir()
+    (clips / "walk-00003.clip.safetensors").write_bytes(b"of a longer film")
+    assert command(monkeypatch, encode, film, *common) == 2
+    assert "has 1 clips of walk already (walk-00003.clip.safetensors): leave it out, or remove them" in capsys.readouterr().err
+    assert [path.read_bytes() for path in clips.iterdir()] == [b"of a longer film"]
+    encode.check_targets(["wal", "walk-00003"], clips)  # of other films
+
+
+def test_a_film_of_a_phone_held_upright_is_turned(tmp_path: Path) -> None:
+    """Its frames lie in the file, and a note says to turn them; ffmpeg does, and hands them out taller than wide."""
+    lying, upright = tmp_path / "lying.mp4", tmp_path / "upright.mp4"
+    writer = imageio_ffmpeg.write_frames(str(lying), (96, 48), fps=16, codec="libx264", output_params=["-crf", "1"])
+    writer.send(None)
+    frame = np.zeros((48, 96, 3), np.uint8)
+    frame[:, 48:] = 200
+    for _ in range(4):
+        writer.send(frame.tobytes())
+    writer.close()
+    turn = ["-loglevel", "error", "-display_rotation", "90", "-i", lying, "-c", "copy", upright]
+    subprocess.run([imageio_ffmpeg.get_ffmpeg_exe(), *map(str, turn)], check=True, timeout=60)
+    film = Film(upright)
+    frames = np.stack(list(film)).astype(int)
+    assert film.size == (48, 96) and frames.shape == (4, 96, 48, 3)
+    assert np.abs(frames[:, :44] - 200).max() < 12 and frames[:, 52:].max() < 12  # what was right is above
 
 
 def test_a_film_with_the_hud_in_it_is_refused(recorded: tuple[Path, Path], tmp_path: Path) -> None:
@@ -167,6 +206,9 @@ def test_walks_of_the_simulator_are_clips(tmp_path: Path, monkeypatch: pytest.Mo
         (["wrong.yaml"], "did you mean iterations"),
         (["unfit.yaml"], "forcing reads no settings rollout"),
         (["path.yaml"], "world is one of garden"),
+        (["steps.yaml"], "forcing.step_weights has 3 numbers, and garden has 4 steps ([1000, 750, 500, 250])"),
+        (["begins.yaml"], "forcing.begin_weights has 4 numbers, and garden has 3 steps"),
+        (["garden_forcing", "--clips", "clips", "--iterations", "-5"], "--iterations -5: at least 1"),
         (["missing.yaml"], "cannot be read"),
     ],
 )
@@ -180,6 +222,9 @@ def test_a_wrong_command_is_refused_in_one_line(
     blank.save(tmp_path / "clips" / "0.clip.safetensors", "test")
     Path("wrong.yaml").write_text("world: garden\nobjective: forcing\nitertions: 3\n")
     Path("unfit.yaml").write_text("world: garden\nobjective: forcing\nrollout: {horizon: [1, 2]}\n")
+    begun = "world: garden\nobjective: forcing\n"
+    Path("steps.yaml").write_text(begun + "steps: [1000, 750, 500, 250]\nforcing: {step_weights: [0.6, 0.2, 0.2]}\n")
+    Path("begins.yaml").write_text(begun + "forcing: {resampling: 0.5, begin_weights: [1.0, 1.0, 1.0, 1.0]}\n")
     Path("path.yaml").write_text("world: /etc/passwd\nobjective: forcing\n")
     assert command(monkeypatch, train, *arguments, *([] if "--device" in arguments else ["--device", "cpu"])) == 2
     lines = capsys.readouterr().err.splitlines()

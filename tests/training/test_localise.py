@@ -10,10 +10,11 @@ import torch
 from models.dit import DiT
 from tests.training.test_trainers import random_clips, small_dit
 from training import localise
+from training.deepen import deepened
 from training.guide import Guides, pose_features
 from training.latents import cut_windows, joined
 from training.localise import Localiser, write_whole
-from training.make_clips import ClipFeed, write_shard
+from training.make_clips import ClipFeed, next_number, write_shard
 from training.objectives.view import View
 from training.train_dit import as_batch
 
@@ -95,6 +96,31 @@ def test_strays_are_degrees_and_cells() -> None:
     turned, away = localiser.strays(windows)
     torch.testing.assert_close(turned, torch.full((1, 3), 0.1 * 180 / torch.pi), rtol=1e-3, atol=1e-3)
     torch.testing.assert_close(away, torch.full((1, 3), 0.3), rtol=1e-4, atol=1e-4)
+
+
+def test_weights_of_another_depth_are_refused_at_once(tmp_path, monkeypatch) -> None:
+    """Not by what begins with `whole.pt`, an hour later."""
+    write_shard(random_clips(1), tmp_path, 0)
+    garden = localise.garden_dit()
+    layers = len(garden.blocks)
+    torch.save({"averaged": deepened(garden.state_dict(), layers - 1, [layers - 1])}, tmp_path / "deeper.pt")
+    words = ["--start-from", tmp_path / "deeper.pt", "--feed", tmp_path, "--out", tmp_path / "run", "--device", "cpu"]
+    monkeypatch.setattr("sys.argv", ["x", *map(str, words)])
+    with pytest.raises(SystemExit, match=rf"deeper\.pt holds blocks\.{layers}\..*: --start-from takes weights of this network"):
+        localise.main()
+
+
+def test_no_shard_takes_the_place_of_another(tmp_path) -> None:
+    """Whoever has taken some of them away, and whatever else lies there."""
+    clips = random_clips(1)
+    for wanted in ("7_00000", "7_00001", "7_00002"):
+        assert write_shard(clips, tmp_path, 7).stem == wanted
+    for gone in ("7_00000", "7_00001"):
+        (tmp_path / f"{gone}.safetensors").unlink()
+    (tmp_path / "7_merged.safetensors").touch()
+    (tmp_path / "17_00008.safetensors").touch()
+    assert write_shard(clips, tmp_path, 7).stem == "7_00003"
+    assert next_number(tmp_path, 7) == 4 and next_number(tmp_path, 8) == 0
 
 
 def test_shards_are_read_once_and_whole(tmp_path) -> None:

@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import pytest
 import torch
 
 from models.flow import add_noise
 from tests.training.test_trainers import random_clips, small_dit
+from training import train_decoder
 from training.latents import cut_windows
 from training.train_decoder import Imagination
 from training.train_dit import BLOCK
+
+GARDEN = Path(__file__).parents[2] / "assets" / "garden"
+
+
+def test_weights_of_no_denoiser_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    vae = str(GARDEN / "vae.safetensors")
+    monkeypatch.setattr("sys.argv", ["x", "--vae", vae, "--dit", vae, "--out", str(tmp_path), "--device", "cpu"])
+    with pytest.raises(SystemExit, match=r"vae\.safetensors holds .*which this network does not have.*: --dit takes weights of this"):
+        train_decoder.main()
 
 
 def test_all_blocks_at_once_are_each_block_by_itself(monkeypatch) -> None:

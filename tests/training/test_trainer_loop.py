@@ -14,17 +14,21 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from PIL import Image
 
 from models.errors import WorldError
 from models.vae import VAE
 from tests.long import LONG
+from tests.tiny_world import write_tiny_world
 from tests.training.child import SETTINGS, endless_plan, plan_of, trainer_of
-from tests.training.tiny import ALONE, networks_for, tiny_config, tiny_data, tiny_dit, tiny_plan
+from tests.training.tiny import ALONE, networks_for, tiny_config, tiny_data, tiny_dit, tiny_plan, write_clips
+from training import train
 from training.draws import Draws
 from training.learner import Average
 from training.objectives import Networks
-from training.plan import OptimizerSettings
+from training.parallel import Workers
+from training.plan import OptimizerSettings, Plan
 from training.trainer import Trainer, TrainingError
 
 ROOT = Path(__file__).parents[2]
@@ -114,17 +118,62 @@ def test_a_half_written_checkpoint_is_never_seen(tmp_path: Path, monkeypatch: py
 OBJECTIVES = ["dmd-image", "sid", *(["forcing", "consistency"] if LONG else [])]
 
 
-def test_two_processes_do_what_one_does(tmp_path: Path) -> None:
-    """FSDP2 over gloo: the same losses, and a checkpoint that one process goes on from."""
+def start_two(*commands: list[str], **options: object) -> list[subprocess.Popen]:
+    """Two processes that find each other, each with its own command."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [sys.executable, "-m", "tests.training.child", str(tmp_path), *OBJECTIVES]
     meeting = {**ENVIRONMENT, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}  # as torchrun sets it
-    processes = [
-        subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, env={**meeting, "RANK": str(rank), "LOCAL_RANK": str(rank)})
-        for rank in range(2)
-    ]
+    return [
+        subprocess.Popen(
+            [sys.executable, "-m", *command], cwd=ROOT, stdout=subprocess.DEVNULL,
+            env={**meeting, "RANK": str(rank), "LOCAL_RANK": str(rank)}, **options,
+        )
+        for rank, command in enumerate(commands)
+    ]  # fmt: skip
+
+
+def tiny_training(folder: Path, **settings: object) -> list[str]:
+    """The words of a command that trains a tiny world, after the module's name."""
+    plan = {"world": "garden", "objective": "forcing", "blocks": 2, "batch": 2, "iterations": 2, "precision": "float32", **settings}
+    (folder / "plan.yaml").write_text(yaml.safe_dump(plan))
+    given = {"world": write_tiny_world(folder), "clips": write_clips(folder / "clips"), "out": folder / "run", "device": "cpu"}
+    return [str(folder / "plan.yaml"), *(word for name, value in given.items() for word in (f"--{name}", str(value)))]
+
+
+def test_who_fails_waits_for_nobody(tmp_path: Path) -> None:
+    """One of two processes is told weights that are not there, after it has met the other: it says so and ends, and so does the other."""
+    command = ["training.train", *tiny_training(tmp_path)]
+    processes = start_two(command, [*command, "--student", "nowhere.pt"], stderr=subprocess.PIPE, text=True)
+    try:
+        told = processes[1].communicate(timeout=300)[1]
+        assert processes[1].returncode == 2 and "no weights can be read from nowhere.pt" in told and "Traceback" not in told
+        processes[0].communicate(timeout=60)
+        assert processes[0].returncode
+    finally:
+        for process in processes:
+            process.kill()
+
+
+@pytest.mark.parametrize(("lacking", "says"), [("tensorboard", "--tensorboard needs a package"), ("vae", "there is no vae.safetensors")])
+def test_what_the_main_process_needs_is_asked_for_before_the_others_are_met(
+    lacking: str, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = tiny_training(tmp_path, sheet_every=2)
+    if lacking == "vae":
+        (tmp_path / "vae.safetensors").unlink()
+    else:
+        monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+        words.append("--tensorboard")
+    monkeypatch.setattr(Workers, "start", lambda device: pytest.fail("has joined the others"))
+    monkeypatch.setattr(sys, "argv", ["x", *words])
+    assert train.main() == 2
+    assert says in capsys.readouterr().err
+
+
+def test_two_processes_do_what_one_does(tmp_path: Path) -> None:
+    """FSDP2 over gloo: the same losses, and a checkpoint that one process goes on from."""
+    processes = start_two(*2 * [["tests.training.child", str(tmp_path), *OBJECTIVES]])
     try:
         for objective in OBJECTIVES:
             trainer_of(tmp_path, objective, ALONE, plan_of(objective.removesuffix("-image"), micro=3)).run()
@@ -171,6 +220,31 @@ def test_another_plan_does_not_go_on_from_a_folder(tmp_path: Path) -> None:
     (tmp_path / "forcing-1" / "last.pt").write_bytes(b"PK torn")
     with pytest.raises(WorldError, match="cannot be read"):
         trainer_of(tmp_path, "forcing", ALONE, plan)
+
+
+@pytest.mark.parametrize("kind", ["adamw", "muon"])
+def test_an_optimiser_keeps_its_kind_and_takes_the_plans_numbers(kind: str, tmp_path: Path) -> None:
+    def settings(**changes: object) -> Plan:
+        return replace(endless_plan(), iterations=1, optimizer=OptimizerSettings(lr=1e-3, **changes))
+
+    trainer_of(tmp_path, "forcing", ALONE, settings(kind=kind)).run()
+    other = "muon" if kind == "adamw" else "adamw"
+    with pytest.raises(WorldError, match=f"begun with optimizer.kind {kind}, the plan says {other}: choose another --out"):
+        trainer_of(tmp_path, "forcing", ALONE, settings(kind=other))
+    again = trainer_of(tmp_path, "forcing", ALONE, settings(kind=kind, betas=(0.5, 0.7), weight_decay=0.3))
+    optimizer = again.student.optimizer
+    (group,) = (optimizer if kind == "adamw" else optimizer.muon).param_groups
+    assert again.iteration == 1 and group["weight_decay"] == 0.3 and group.get("betas", (0.5, 0.7)) == (0.5, 0.7)
+    assert any(value.any() for value in next(iter((optimizer if kind == "adamw" else optimizer.muon).state.values())).values())
+
+
+def test_a_checkpoint_of_another_depth_is_refused(tmp_path: Path) -> None:
+    config, plan = tiny_config(tmp_path), replace(endless_plan(), iterations=1)
+    deep = replace(config, model=replace(config.model, num_layers=2))
+    data = tiny_data(tmp_path, config)
+    Trainer(plan, deep, Networks(tiny_dit(deep, 1)), data, ALONE, tmp_path / "run").run()
+    with pytest.raises(WorldError, match=r"last\.pt: the weights do not fit: they differ in blocks\.1\..*choose another --out"):
+        Trainer(plan, config, Networks(tiny_dit(config, 1)), data, ALONE, tmp_path / "run")
 
 
 def test_every_clip_is_seen_once_before_any_is_seen_again(tmp_path: Path) -> None:

@@ -214,6 +214,51 @@ def test_a_run_goes_on_where_it_stopped(tmp_path: Path) -> None:
     assert begun.fresh and all(torch.equal(weight, saved[name]) for name, weight in begun.model.state_dict().items())
 
 
+def layers(count: int, width: int = 8) -> torch.nn.Sequential:
+    return torch.nn.Sequential(*(torch.nn.Linear(8, width) for _ in range(count)))
+
+
+def test_weights_of_another_network_are_refused_in_one_line(tmp_path: Path) -> None:
+    """Whether to begin with or to go on from: nothing is dropped, nothing is left as it was without a word."""
+
+    def begin(model: torch.nn.Module, folder: str, start_from: str | None = None, helper: torch.nn.Module | None = None) -> Trainee:
+        start = None if start_from is None else tmp_path / start_from
+        return Trainee(model, TrainingRun(tmp_path / folder, minutes=1), 1e-2, 1e-2, 0.9, start_from=start, helper=helper)
+
+    begin(layers(3), "three", helper=layers(1)).save()
+    for model, says in (
+        (layers(2), r"three holds 2\.weight, which this network does not have \(2 such tensors\): --start-from takes"),
+        (layers(4), r"three lacks 3\.weight \(2 of 8 tensors missing\): --start-from takes"),
+        (layers(3, 4), r"three has 0\.weight as \[8, 8\], this network as \[4, 8\]: --start-from takes"),
+    ):
+        with pytest.raises(SystemExit, match=says) as refusal:
+            begin(model, "new", "three")
+        assert "\n" not in str(refusal.value)
+        with pytest.raises(SystemExit, match=r"last\.pt .*another network; choose another --out"):
+            begin(model, "three")
+    for place in ((layers(3), "three"), (layers(3), "new", "three")):
+        with pytest.raises(SystemExit, match=r"lacks 1\.weight .*its helper is another training's"):
+            begin(*place, helper=layers(2))
+    noted = torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.BatchNorm1d(8))
+    begin(noted, "noted").save()
+    again = torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.BatchNorm1d(8))
+    begin(again, "new", "noted")  # averaged weights have no buffers
+    assert torch.equal(again[0].weight, noted[0].weight)
+
+
+@pytest.mark.parametrize("value", ["nan", "inf"])
+def test_a_gradient_that_is_no_number_stops_a_run_and_changes_nothing(value: str, tmp_path: Path) -> None:
+    model = layers(2)
+    trainee = Trainee(model, TrainingRun(tmp_path, minutes=1), 1e-2, 1e-2, 0.9)
+    trainee.save()
+    before, saved = {name: p.detach().clone() for name, p in model.named_parameters()}, (tmp_path / "last.pt").read_bytes()
+    (model(torch.ones(1, 8)).sum() * float(value)).backward()
+    with pytest.raises(SystemExit, match=f"norm is {'nan' if value == 'nan' else '(nan|inf)'} at step 0"):
+        trainee.step()
+    assert all(torch.equal(p, before[name]) and torch.equal(trainee.averaged.weights[name], p) for name, p in model.named_parameters())
+    assert (tmp_path / "last.pt").read_bytes() == saved
+
+
 def test_a_slow_part_learns_at_its_own_rate() -> None:
     torch.manual_seed(0)
     model, x = torch.nn.Sequential(*(torch.nn.Linear(8, 8) for _ in range(3))), torch.randn(4, 8)
