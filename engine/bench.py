@@ -55,7 +55,7 @@ class BenchReport:
     fps: float
     native_fps: int
     speed: float
-    stages: dict[str, StageTime]  # in the order of the block, "total" last
+    stages: dict[str, StageTime]  # of the blocks that have it, in the order of the block, "total" last
     first_frame: StageTime | None = None  # milliseconds from having an action to the first frame of its block, in host memory
     present: StageTime | None = None  # to paint a block's pictures on a window: by the game's own thread, so it is in no total
     presented: str = ""  # on what, or why it was not measured
@@ -146,7 +146,7 @@ def benchmark(
         fps=frames / seconds,
         native_fps=world.config.fps,
         speed=frames / seconds / world.config.fps,
-        stages={name: stage_time([lap[name] for lap in laps]) for name in laps[0]},
+        stages={name: stage_time(seconds) for name, seconds in _by_stage(laps).items()},
         first_frame=stage_time(ready),
         efficiency=None if ceiling is None else _efficiency(session, laps, ceiling),
         startup=dict(startup or {}),
@@ -234,6 +234,12 @@ def stage_time(seconds: list[float]) -> StageTime:
     return StageTime(*(float(np.percentile(seconds, q)) * 1000 for q in (50, 90, 99)))
 
 
+def _by_stage(laps: list[dict[str, float]]) -> dict[str, list[float]]:
+    """Seconds of each stage in the blocks that have it, in the order of the block, "total" last: a block held still has no commit."""
+    names = dict.fromkeys(name for lap in sorted(laps, key=len, reverse=True) for name in lap if name != "total")
+    return {name: [lap[name] for lap in laps if name in lap] for name in (*names, "total")}
+
+
 def _play(
     session: Session, choose: Callable[[int], Action], first: int, blocks: int
 ) -> tuple[int, list[dict[str, float]], list[float], float]:
@@ -276,10 +282,11 @@ def _efficiency(session: Session, laps: list[dict[str, float]], ceiling: Ceiling
     """Of the medians. Only blocks with a full window are counted as such, so begin with `SETTLE` blocks."""
     world = session.world
     work = block_work(world.config, world.dtype)
-    median = {name: float(np.median([lap[name] for lap in laps])) for name in laps[0]}
-    transformer = sum(seconds for name, seconds in median.items() if name.startswith("denoise") or name == "commit")
-    commits = "commit" in median
-    flops = work.passes * work.denoise_pass + (work.commit if commits else 0)
+    stages = _by_stage(laps)
+    median = {name: float(np.median(seconds)) for name, seconds in stages.items()}
+    commits = len(stages.get("commit", ())) / len(laps)  # part of the blocks: one that is held still commits nothing
+    transformer = sum(seconds for name, seconds in median.items() if name.startswith("denoise")) + commits * median.get("commit", 0.0)
+    flops = work.passes * work.denoise_pass + commits * work.commit
     reads = (work.passes + commits) * (work.dit_bytes + work.cache_bytes)
     reached, decoded = flops / transformer / 1e12, work.decode / median["decode"] / 1e12
     return Efficiency(

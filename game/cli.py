@@ -78,8 +78,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         command = _command(name)
         args = _parser(name, command).parse_args(words)
         return command.run(args)
-    except KeyboardInterrupt:
-        print("reverie: interrupted", file=sys.stderr)
+    except KeyboardInterrupt as interrupt:  # a command that knows how far it came says so in it
+        print(f"reverie: interrupted {interrupt}".rstrip(), file=sys.stderr)
         return 130
     except BrokenPipeError:  # whoever read our output has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -16,10 +16,14 @@ from game.sessionfile import looks_like_session, read_session
 
 @dataclass(frozen=True, eq=False)
 class Clip:
-    """``frames`` `[F, height, width, 3]` uint8, cut and scaled to the world; ``fps`` of the file, None if it does not say."""
+    """``frames`` `[F, height, width, 3]` uint8, cut and scaled to the world; ``fps`` of the file, None if it does not say.
+
+    ``damage``: what could not be read of it, in ffmpeg's words; None if it is sound.
+    """
 
     frames: np.ndarray
     fps: float | None
+    damage: str | None
 
 
 def read_clip(path: Path, height: int, width: int, limit: int) -> Clip:
@@ -29,7 +33,7 @@ def read_clip(path: Path, height: int, width: int, limit: int) -> Clip:
     """
     film = Film(path, limit + 1, "--start")
     frames = np.stack([fit_frame(frame, height, width) for frame in film])
-    return Clip(frames, film.fps)
+    return Clip(frames, film.fps, film.damage)
 
 
 def actions_of(path: Path, space: ActionSpace, blocks: int) -> list[Action]:

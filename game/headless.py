@@ -22,7 +22,8 @@ def play_headless(
     """Play ``blocks`` blocks unpaced into the sinks, or until ``stop`` says so; past the script's end nothing is pressed.
 
     With ``overlap`` a block is decoded while the next one is begun (`engine.Overlap`).
-    Ctrl-C ends it early and properly. Raises `SinkError` if a sink fails.
+    Ctrl-C ends it early and properly: the sinks are closed, and the tally says that it was `interrupted`, which is for the caller to
+    tell. Raises `SinkError` if a sink fails.
     """
     tally = Tally()
     everywhere = [tally, *sinks]
@@ -50,7 +51,7 @@ def play_headless(
                 break
         reason = "played to the end"
     except KeyboardInterrupt:
-        reason = "interrupted"
+        reason, tally.interrupted = "interrupted", True
     finally:
         close_all(opened, reason)
     return tally

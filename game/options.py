@@ -26,6 +26,16 @@ class Parser(argparse.ArgumentParser):
         raise UsageError(f"{message} (--help lists the options)")
 
 
+def refuse_given(what: str, options: dict[str, object]) -> None:
+    """Refuse those of the ``options`` (values by name) that were given. 0 and an empty text are given too.
+
+    ``what`` is how the line goes, with {} for the option's name.
+    """
+    for option, value in options.items():
+        if value is not None and value is not False:
+            raise UsageError(what.format(option))
+
+
 def whole(low: int, high: int):
     """An argparse type: whole numbers from ``low`` to ``high``."""
 

@@ -238,6 +238,7 @@ class Tally:
 
     def __init__(self) -> None:
         self.blocks = self.frames = 0
+        self.interrupted = False  # whether Ctrl-C ended it before its time
         self._began = self._ended = 0.0
 
     def open(self, config: WorldConfig) -> None:

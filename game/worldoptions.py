@@ -146,6 +146,8 @@ def _clip(args: argparse.Namespace, config: WorldConfig) -> tuple[np.ndarray, li
     print(
         f"{args.start}: going on from {blocks} blocks, {used} frames{f'; the last {rest} make no whole block and are cut' if rest else ''}"
     )
+    if clip.damage is not None:
+        print(f"{args.start} is damaged; so much of it could be read (ffmpeg: {clip.damage})")
     if clip.fps is not None and abs(clip.fps - config.fps) > 0.5:
         print(f"{args.start} has {clip.fps:g} frames a second; this world takes them for {config.fps} a second")
     return clip.frames, [] if args.actions is None else actions_of(args.actions, config.actions, blocks)

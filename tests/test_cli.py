@@ -18,7 +18,9 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+import engine
 from game import cli
+from game.options import UsageError
 from game.player import Game
 from tests.tiny_world import write_tiny_world
 
@@ -73,6 +75,9 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: object, status: int 
         (["--headless", "--device", "meta"], ["meta"]),
         (["--record", "film.gif"], ["film.gif", ".mp4"]),
         (["--record", "gone/film.mp4"], ["gone"]),
+        (["--record", "film.mp4", "--session", "gone/film.jsonl"], ["--session gone/film.jsonl", "there is no folder"]),
+        (["--record", "film.mp4", "--session", ".", "--overwrite"], ["--session .", "is a folder"]),
+        (["--overlap"], ["--overlap goes with --headless or --bench"]),
         (["--json"], ["--bench"]),
         (["--bench", "--record", "a.mp4"], ["--bench"]),
         (["--headless", "--script", "w*3 q"], ["column 5", "'q'"]),
@@ -309,6 +314,37 @@ def test_bench(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["--world", str(tiny), "--bench", "--blocks", "2", "--json", "--script", "w"]) == 0
     report = json.loads(capsys.readouterr().out)
     assert report["blocks"] == 2 and report["frames"] == 24 and "total" in report["stages"]
+
+
+def test_bench_is_the_bench(tiny: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """`play.py --bench` opens, warms up and measures as `reverie bench` does, side by side too."""
+    asked: list[list[object]] = []
+
+    def benchmark(session: engine.Session, blocks: int, choose: Any, warmup: int, startup: dict, *rest: object) -> NoReturn:
+        keys = None if choose is None else [sorted(choose(block).keys) for block in range(4)]
+        found = [session.world.config, session.clock.block, torch.get_num_threads(), blocks, keys, warmup, list(startup), *rest]
+        asked.append(found)
+        raise UsageError("enough")
+
+    monkeypatch.setattr(engine, "benchmark", benchmark)
+    monkeypatch.setattr(engine, "ceiling_of", lambda session: "ceiling")
+    Path("walk.txt").write_text("w*2 d")
+    world = ["--world", str(tiny), "--seed", "3"]
+    for more, script in ([], "--replay"), (["--overlap"], "--replay"), (["--blocks", "7", "--context", "last"], ""):
+        threads = torch.get_num_threads()
+        for command, option in (["bench"], script), (["--bench"], script and "--script"):
+            torch.set_num_threads(threads)  # side by side each takes half
+            assert cli.main([*command, *world, *more, *([option, "walk.txt"] if option else [])]) == 2
+        ours, theirs = asked[-2:]
+        assert ours == theirs
+    assert [found[5] for found in asked] == [engine.SETTLE] * 6
+    assert [found[7:] for found in asked] == [["ceiling", overlap] for overlap in (False, False, True, True, False, False)]
+    assert asked[1][4] == [["w"], ["w"], ["d"], ["w"]] and asked[5][3:5] == [7, None]
+    capsys.readouterr()
+    for words in (["--load", "x"], ["--actions", "walk.txt"], ["--rewind-mb", "0"], ["--dump", "d"]):
+        assert f"--bench measures without {words[0]}" in refused(capsys, "--world", tiny, "--bench", *words)
+    Path("clip.mp4").touch()
+    assert "begins with a picture" in refused(capsys, "--world", tiny, "--bench", "--start", "clip.mp4")
 
 
 def run(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:

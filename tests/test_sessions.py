@@ -13,12 +13,17 @@ import imageio.v3 as iio
 import pygame
 import pytest
 
-from engine import World
+from engine import IDLE, Action, Session, World
 from game import cli
+from game.commands import play
+from game.commands.replay import run_for_play, tell
 from game.film import inspect_film
 from game.names import part_of
+from game.player import Game
+from game.replay import Check, Plan
 from game.sessionfile import SessionError, read_session
 from tests.child import kill_tree, spawn
+from tests.game.dream import walk
 from tests.long import LONG, times
 from tests.tiny_world import write_tiny_world
 
@@ -140,6 +145,94 @@ def test_a_difference_is_named_and_on_another_machine_it_is_best_effort(tiny: Pa
     assert reverie("replay", "far.session.jsonl", "--world", tiny, "--verify") == 1
     output = capsys.readouterr()
     assert "best effort" in output.err and "An abacus" in output.err and "1 of 4 blocks differ" in output.out
+
+
+def test_an_interrupt_leaves_whole_files_and_claims_nothing(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert reverie("--world", tiny, "--headless", "--blocks", 4, "--session", "walk.session.jsonl") == 0
+    step = Session.step
+
+    def interrupted(session: Session, action: Action = IDLE) -> Any:
+        if session.clock.block == 2:
+            raise KeyboardInterrupt
+        return step(session, action)
+
+    monkeypatch.setattr(Session, "step", interrupted)
+    runs = {
+        "play": ("--headless", "--blocks", 4, "--record", "play.mp4"),
+        "verify": ("replay", "walk.session.jsonl", "--verify"),
+        "again": ("replay", "walk.session.jsonl", "--headless", "--record", "again.mp4"),
+        "render": ("render", "walk.session.jsonl", "--out", "render.mp4"),
+    }
+    for name, words in runs.items():
+        capsys.readouterr()
+        assert reverie(*words, "--world", tiny) == 130, name
+        output = capsys.readouterr()
+        assert "reverie: interrupted after 2 of 4 blocks; " in output.err and "every frame" not in output.out, name
+        assert ("2 of 4 blocks compared, those as recorded; 2 not played" in output.out) == (name != "play")
+        assert (f"written: {name}.mp4" in output.out) == (name != "verify")
+    for name in ("play", "again", "render"):
+        assert inspect_film(Path(f"{name}.mp4")).frames == 21 == len(iio.imread(f"{name}.mp4"))
+    for name in ("play", "again"):
+        file = read_session(Path(f"{name}.session.jsonl"))
+        assert file.end == "interrupted" and len(file.blocks) == 2
+    assert reverie("replay", "play.session.jsonl", "--world", tiny, "--verify") == 0, "whole, as far as it goes"
+    assert "2 blocks, every frame as recorded" in capsys.readouterr().out
+
+
+def test_a_replay_interrupted_in_the_window(tiny: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert reverie("--world", tiny, "--headless", "--blocks", 9, "--session", "walk.session.jsonl") == 0
+    turn = Game._turn
+
+    def interrupted(game: Game) -> None:
+        turn(game)
+        if game.presenter.block is not None:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Game, "_turn", interrupted)
+    capsys.readouterr()
+    assert reverie("replay", "walk.session.jsonl", "--world", tiny, "--record", "again.mp4") == 130
+    output = capsys.readouterr()
+    assert "of 9 blocks compared, those as recorded" in output.out and "written: again.mp4" in output.out
+    assert "reverie: interrupted after " in output.err and inspect_film(Path("again.mp4")).frames >= 9
+
+
+def test_what_was_not_compared_is_not_called_as_recorded(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = read_session(walk(tmp_path / "a.session.jsonl"))
+    check = Check(Plan(file))
+    for compared, unhashed, told in (
+        (10, 0, "10 blocks, every frame as recorded"),
+        (9, 1, "9 of 10 blocks compared, those as recorded; 1 never hashed"),
+        (4, 0, "4 of 10 blocks compared, those as recorded; 6 not played"),
+    ):
+        check.compared, check.unhashed = compared, unhashed
+        assert tell(check, file, best_effort=False, interrupted=False) == 0
+        assert capsys.readouterr().out == f"{file.path}: {told}\n"
+
+
+def test_options_that_replaying_has_no_use_for_are_refused(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    session = "walk.session.jsonl"
+    assert reverie("--world", tiny, "--headless", "--blocks", 1, "--session", session) == 0
+    useless = "--overlap/--rewind-mb 0/--host x/--port 0/--max-sessions 2/--frames jpeg/--allow-host x/--exact/--seed 0"
+    for words in useless.split("/"):
+        assert refused(capsys, "--replay", session, *words.split()) == f"reverie: --replay does not go with {words.split()[0]}"
+    assert "--record-hud goes with --record" in refused(capsys, "replay", session, "--world", tiny, "--headless", "--record-hud")
+    assert "leave --verify out" in refused(capsys, "replay", session, "--export", "a.txt", "--verify")
+
+
+def test_a_script_is_played_with_every_option_that_replay_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+    monkeypatch.setattr(play, "run", lambda args: asked.append(args) or 0)
+    Path("walk.txt").write_text("w*3")
+    words = "--context last --decoder taehv --no-hold-still --compile --decode-device cuda:1 --steps 1000,500 --size 48x32 --seed 7"
+    assert reverie("replay", "walk.txt", *words.split()) == 0
+    assert reverie("--script", "walk.txt", *words.split()) == 0
+    replayed, played = (vars(args) | {"traceback": False} for args in asked)
+    assert replayed == played and played["decode_device"] == "cuda:1" and played["hold_still"] is False
+    assert reverie("--replay", "walk.txt", "--context", "last") == 0
+    run_for_play(asked[2])  # which the real one hands it to
+    assert asked[3].context == "last" and asked[3].script == "walk.txt" and asked[3].replay is None
 
 
 def test_sessions_that_go_on_from_a_clip_or_a_saved_game(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:

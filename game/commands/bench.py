@@ -10,12 +10,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from game.options import ConsoleProgress, UsageError, whole
+from game.options import ConsoleProgress, UsageError, is_clip, whole
 
 if TYPE_CHECKING:
     from engine import Action, Session, WorldConfig
+    from game.script import Script
 
-MAX_BLOCKS = 1_000_000
+BLOCKS, MAX_BLOCKS = 20, 1_000_000
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -24,7 +25,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add_world_options(parser.add_argument_group("the world"))
     add_change_options(parser.add_argument_group("another way than the world's own"))
     measure = parser.add_argument_group("measuring")
-    measure.add_argument("--blocks", type=whole(1, MAX_BLOCKS), default=20, metavar="N", help="measured blocks, after some to warm up (20)")
+    blocks = f"measured blocks, after some to warm up ({BLOCKS})"
+    measure.add_argument("--blocks", type=whole(1, MAX_BLOCKS), default=BLOCKS, metavar="N", help=blocks)
     measure.add_argument("--random", action="store_true", help="random weights of the world's shapes: no files are needed")
     measure.add_argument("--replay", type=Path, metavar="FILE", help="the actions of a session file or a script (each key in turn)")
     measure.add_argument("--seed", type=whole(0, 2**63 - 1), metavar="N", help="of the noise (the world's, else 0)")
@@ -38,6 +40,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     measure.add_argument("--json", action="store_true", help="numbers as JSON")
 
 
+def run_for_play(args: argparse.Namespace) -> int:
+    """`python play.py --bench`: the same as `reverie bench`, with those of play's options that make sense; --script is its --replay."""
+    return run(argparse.Namespace(**vars(args) | dict(blocks=args.blocks or BLOCKS, random=False, compare=None, part="all")))
+
+
 def run(args: argparse.Namespace) -> int:
     """Measure, and print the report."""
     args.world = args.world or "garden"
@@ -49,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
     from game.worldoptions import world_config
 
     config = world_config(args)
-    choose = None if args.replay is None else actions_of(args.replay, config)
+    choose = _actions(args, config)
     session = _open(args, config, startup)
     if args.compare is not None:
         plain = engine.Baseline(session.world, session.seed, session.start)
@@ -78,6 +85,18 @@ def _present(session: Session) -> dict[str, object]:
     return {"present": engine.stage_time(seconds), "presented": where}
 
 
+def _actions(args: argparse.Namespace, config: WorldConfig) -> Callable[[int], Action] | None:
+    if getattr(args, "script", None) is None:  # of play's command line only
+        return None if args.replay is None else actions_of(args.replay, config)
+    from game.script import read_script
+
+    return _over_and_over(read_script(args.script, config.actions.keys))
+
+
+def _over_and_over(script: Script) -> Callable[[int], Action]:
+    return lambda block: script.at(block % len(script))
+
+
 def actions_of(path: Path, config: WorldConfig) -> Callable[[int], Action]:
     """Block -> its action, from a session file or a script, again from the beginning when it is over. Refuses a file without any."""
     from game.script import read_script
@@ -90,8 +109,7 @@ def actions_of(path: Path, config: WorldConfig) -> Callable[[int], Action]:
         for action in actions:
             config.actions.check(action.keys)
         return lambda block: actions[block % len(actions)]
-    script = read_script(str(path), config.actions.keys)
-    return lambda block: script.at(block % len(script))
+    return _over_and_over(read_script(str(path), config.actions.keys))
 
 
 def _check(args: argparse.Namespace) -> None:
@@ -100,6 +118,8 @@ def _check(args: argparse.Namespace) -> None:
         raise UsageError(f"--replay {args.replay}: {'is a folder' if args.replay.is_dir() else 'no such file'}")
     if args.start is not None and not args.start.is_file():
         raise UsageError(f"--start {args.start}: {'is a folder, not a picture' if args.start.is_dir() else 'no such file'}")
+    if args.start is not None and is_clip(args.start):
+        raise UsageError(f"--start {args.start}: is a clip; what is measured begins with a picture")
     if args.compare is not None and (args.decoder == "taehv" or args.context == "last"):
         raise UsageError("--compare holds the exact model against the exact model: leave --decoder and --context out")
     if args.part != "all" and args.compare is None:

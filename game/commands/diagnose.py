@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -42,10 +43,13 @@ def run(args: argparse.Namespace) -> int:
         if min(frame.shape[:2]) < 16:
             raise UsageError(f"{args.source}: frames of {frame.shape[1]}x{frame.shape[0]} are too small, at least 16x16 are needed")
         meter.add(frame)
-    diagnosis = diagnose(meter.table(), fps())
+    diagnosis, damage = diagnose(meter.table(), fps()), getattr(frames, "damage", None)
+    if damage is not None:
+        count = len(diagnosis.table["mean"])
+        print(f"reverie: {args.source}: is damaged; judged are the {count} frames that can be read (ffmpeg: {damage})", file=sys.stderr)
     print(_text(diagnosis))
     if args.json is not None:
-        _write(args.json, lambda path: path.write_text(_json(diagnosis), encoding="utf-8"))
+        _write(args.json, lambda path: path.write_text(_json(diagnosis, damage), encoding="utf-8"))
     if args.plot is not None:
         _write(args.plot, lambda path: _plot(diagnosis, path))
     return 0
@@ -97,10 +101,11 @@ def _short(value: float) -> str:
     return "–" if math.isnan(value) else f"{value:.2f}" if abs(value) < 100 else f"{value:.0f}"
 
 
-def _json(diagnosis: Diagnosis) -> str:
+def _json(diagnosis: Diagnosis, damage: str | None) -> str:
     frames = {name: [None if math.isnan(value) else round(value, 4) for value in column] for name, column in diagnosis.table.items()}
     troubles = {trouble.kind: {"found": trouble.found, "says": trouble.says} for trouble in diagnosis.troubles}
-    return json.dumps({"fps": diagnosis.fps, "sound": diagnosis.sound, "troubles": troubles, "frames": frames}, indent=1)
+    found = {"fps": diagnosis.fps, "sound": diagnosis.sound, "damage": damage, "troubles": troubles, "frames": frames}
+    return json.dumps(found, indent=1)
 
 
 def _plot(diagnosis: Diagnosis, path: Path) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import json
 import os
 import sys
 from collections.abc import Iterable
@@ -15,7 +14,18 @@ from typing import TYPE_CHECKING
 from game import __version__
 from game.commands import serve
 from game.names import free_name, session_beside
-from game.options import ConsoleProgress, UsageError, absolute, check_new, check_record, is_clip, tell_recovered, whole
+from game.options import (
+    ConsoleProgress,
+    UsageError,
+    absolute,
+    check_new,
+    check_place,
+    check_record,
+    is_clip,
+    refuse_given,
+    tell_recovered,
+    whole,
+)
 from game.worldoptions import add_change_options, add_world_options, fetch_weights, open_session, weights_here, world_config
 
 if TYPE_CHECKING:
@@ -43,7 +53,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     play.add_argument("--script", metavar="WORDS", help='actions instead of the keyboard, as words or a file of them: "w*3 w+l*2 idle j*4"')
     play.add_argument("--rewind-mb", type=whole(0, 10**6), metavar="N", help=f"memory to rewind with ({REWIND_MB}; headless 0)")
     play.add_argument("--replay", type=Path, metavar="FILE", help="a session that was recorded, once more (see reverie replay --help)")
-    play.add_argument("--overlap", action="store_true", help="with --headless: decode beside the next block; more frames a second")
+    play.add_argument("--overlap", action="store_true", help="with --headless or --bench: decode beside the next block, for more frames")
     play.add_argument("--headless", action="store_true", help="no window, as fast as it goes; plays a demo walk unless there is a script")
     serve.add_options(parser.add_argument_group("in the browser"))
     out = parser.add_argument_group("keeping it")
@@ -54,7 +64,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     out.add_argument("--overwrite", action="store_true", help="let --record, --session and --dump replace what is there")
     other = parser.add_argument_group("instead of playing")
     other.add_argument("--list", action="store_true", help="the bundled worlds, and whether their weights are here")
-    other.add_argument("--bench", action="store_true", help="measure the speed over --blocks blocks (20)")
+    other.add_argument("--bench", action="store_true", help="measure as reverie bench does, over --blocks blocks (20)")
     other.add_argument("--json", action="store_true", help="with --bench: numbers as JSON")
     other.add_argument("--version", action="version", version=f"reverie {__version__}")
 
@@ -67,7 +77,7 @@ def run(args: argparse.Namespace) -> int:
         return replay.run_for_play(args)
     args.world = args.world or "garden"
     serve.check(args)
-    if args.rewind_mb is None:
+    if args.rewind_mb is None and not args.bench:
         args.rewind_mb = 0 if args.headless else REWIND_MB  # without a window nobody goes back, and memory stays flat at once
     _check(args)
     if args.list:
@@ -77,7 +87,9 @@ def run(args: argparse.Namespace) -> int:
     if args.serve:
         return serve.run(args)
     if args.bench:
-        return _bench(args)
+        from game.commands import bench
+
+        return bench.run_for_play(args)
     if args.headless:
         return _play_headless(args)
     from game.window import NoDisplay
@@ -90,12 +102,13 @@ def run(args: argparse.Namespace) -> int:
 
 def _check(args: argparse.Namespace) -> None:
     """Whatever can be refused without loading anything."""
-    if args.overlap and (not args.headless or args.rewind_mb):
-        raise UsageError("--overlap goes with --headless, and without --rewind-mb: in a window a block is begun as late as can be")
+    if args.overlap and not args.bench and (not args.headless or args.rewind_mb):
+        raise UsageError("--overlap goes with --headless or --bench, and without --rewind-mb: a window begins a block as late as can be")
     if args.json and not args.bench:
         raise UsageError("--json goes with --bench")
-    if args.bench and (args.record or args.session or args.dump):
-        raise UsageError("--bench measures without --record, --session and --dump")
+    if args.bench:
+        others = {"--record": args.record, "--session": args.session, "--dump": args.dump, "--load": args.load, "--actions": args.actions}
+        refuse_given("--bench measures without {}", others | {"--rewind-mb": args.rewind_mb})
     if args.fetch and args.weights is not None:
         raise UsageError("--fetch keeps the weights in huggingface's cache; leave --weights out")
     if args.start is not None and not args.start.is_file():
@@ -115,6 +128,8 @@ def _check(args: argparse.Namespace) -> None:
     if args.record_hud and args.record is None:
         raise UsageError("--record-hud goes with --record")
     if args.record is not None and not args.serve:
+        if args.session is not None:
+            check_place("--session", args.session)
         args.session = args.session or session_beside(args.record)
         check_record(args.record, args.overwrite, args.session)
     elif args.session is not None:
@@ -152,11 +167,13 @@ def _play_headless(args: argparse.Namespace) -> int:
     script = _script(args, config) or demo_script(config.actions.keys)
     header = Header()
     session = open_session(args, config, ConsoleProgress(config.name), header)
-    sinks = _sinks(args, header, wait=True)
-    tally = play_headless(session, config, script, args.blocks or len(script), sinks, overlap=args.overlap)
+    sinks, blocks = _sinks(args, header, wait=True), args.blocks or len(script)
+    tally = play_headless(session, config, script, blocks, sinks, overlap=args.overlap)
     speed = f"{tally.fps:.1f} fps ({tally.fps / config.fps:.2f} x the native {config.fps})"
     print(f"{config.name}: {tally.blocks} blocks, {tally.frames} frames in {tally.seconds:.2f} s = {speed}")
     tell_written(sinks)
+    if tally.interrupted:
+        raise KeyboardInterrupt(f"after {tally.blocks} of {blocks} blocks{'; what is written ends there' if sinks else ''}")
     return 0
 
 
@@ -252,16 +269,4 @@ def _list(args: argparse.Namespace) -> int:
         here = "here   " if weights_here(config, args.weights) else "missing"
         size = f"{config.width}x{config.height}"
         print(f"{name:<12}{size:>8}{config.fps:>4} fps  weights {here}  {config.title}")
-    return 0
-
-
-def _bench(args: argparse.Namespace) -> int:
-    from engine import benchmark
-
-    config = world_config(args)
-    script = _script(args, config)
-    session = open_session(args, config, ConsoleProgress(config.name))
-    action_of = None if script is None else (lambda block: script.at(block % len(script)))
-    report = benchmark(session, args.blocks or 20, action_of)
-    print(json.dumps(report.to_dict(), indent=2) if args.json else report.to_text())
     return 0

@@ -39,6 +39,6 @@ def run(args: argparse.Namespace) -> int:
     check = Check(plan)
     film = film_recorder(args.out, args.overwrite, lambda: file.identity, args.hud)
     sinks = [Background(check, wait=True), Background(film, wait=True)]
-    play_plan(session, config, plan, sinks)
+    interrupted = play_plan(session, config, plan, sinks)
     tell_written(sinks)
-    return tell(check, file, best_effort)
+    return tell(check, file, best_effort, interrupted)

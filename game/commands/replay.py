@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from game.names import film_beside, session_beside
-from game.options import ConsoleProgress, Parser, UsageError, check_new, check_record, whole
+from game.options import ConsoleProgress, Parser, UsageError, check_new, check_record, refuse_given, whole
 from game.worldoptions import DTYPES, PARTS, add_change_options, add_world_options, world_config
 
 if TYPE_CHECKING:
@@ -52,8 +52,11 @@ def run(args: argparse.Namespace) -> int:
     if args.seed is not None:
         raise UsageError("--seed goes with a script: a session has its own")
     if args.export is not None:
+        refuse_given("--export only writes the script: leave {} out", {"--verify": args.verify, "--record": args.record})
         check_new("--export", args.export, args.overwrite)
         return _export(args.export, read_session(args.file))
+    if args.record_hud and args.record is None:
+        raise UsageError("--record-hud goes with --record")
     if args.verify and args.record is not None:
         raise UsageError("--verify writes nothing; --headless --record compares as well")
     if args.record is not None:
@@ -63,12 +66,12 @@ def run(args: argparse.Namespace) -> int:
 
 def run_for_play(args: argparse.Namespace) -> int:
     """`python play.py --replay FILE`: the same as `reverie replay FILE`, with those of play's options that make sense."""
+    from game.commands import serve
+
     others = {"--script": args.script, "--blocks": args.blocks, "--seed": args.seed, "--session": args.session, "--dump": args.dump}
     others |= {"--bench": args.bench, "--list": args.list, "--json": args.json, "--fetch": args.fetch, "--load": args.load}
-    others |= {"--actions": args.actions, "--serve": args.serve}
-    for option, value in others.items():
-        if value:
-            raise UsageError(f"--replay does not go with {option}")
+    others |= {"--actions": args.actions, "--serve": args.serve, "--overlap": args.overlap, "--rewind-mb": args.rewind_mb}
+    refuse_given("--replay does not go with {}", others | serve.own_options(args))
     return run(argparse.Namespace(**vars(args) | dict(file=args.replay, verify=False, export=None, film=None, snapshot=[], seed=None)))
 
 
@@ -78,16 +81,11 @@ def _run_script(args: argparse.Namespace) -> int:
 
     if args.verify or args.export or args.snapshot or args.film:
         raise UsageError(f"{args.file}: is no session file: there is nothing to verify or to export in a script")
-    words = ["--script", str(args.file)]
-    words += [] if args.steps is None else ["--steps", ",".join(map(str, args.steps))]
-    words += [] if args.size is None else ["--size", "{}x{}".format(*args.size)]
-    for option in ("world", "weights", "start", "device", "dtype", "attention", "window", "fps", "seed", "record"):
-        value = getattr(args, option)
-        words += [] if value is None else [f"--{option}", str(value)]
-    words += [f"--{option.replace('_', '-')}" for option in ("headless", "overwrite", "record_hud") if getattr(args, option)]
     parser = Parser(allow_abbrev=False)
     play.add_options(parser)
-    return play.run(parser.parse_args(words))
+    unasked = vars(parser.parse_args([]))
+    same = {option: value for option, value in vars(args).items() if option in unasked}  # what both have; none can be forgotten here
+    return play.run(argparse.Namespace(**unasked | same | {"script": str(args.file), "replay": None}))
 
 
 def _export(path: Path, file: SessionFile) -> int:
@@ -120,13 +118,13 @@ def _replay(args: argparse.Namespace, file: SessionFile) -> int:
         best_effort = tell_machine(file, session.world)
         if args.verify and not best_effort:  # the first different block says it all
             check.stop = True
-        play_plan(session, config, plan, sinks)
+        interrupted = play_plan(session, config, plan, sinks)
     else:
-        best_effort = _watch(args, plan, config, header, sinks)
+        best_effort, interrupted = _watch(args, plan, config, header, sinks)
     from game.commands.play import tell_written
 
     tell_written(sinks[1:])
-    return tell(check, file, best_effort)
+    return tell(check, file, best_effort, interrupted)
 
 
 def _recording(args: argparse.Namespace, plan: Plan, header: Header) -> list[Background]:
@@ -141,8 +139,8 @@ def _recording(args: argparse.Namespace, plan: Plan, header: Header) -> list[Bac
     return [Background(session, wait=True), film]
 
 
-def _watch(args: argparse.Namespace, plan: Plan, config: WorldConfig, header: Header, sinks: list[Background]) -> bool:
-    """Play it in the window; whether another machine recorded it."""
+def _watch(args: argparse.Namespace, plan: Plan, config: WorldConfig, header: Header, sinks: list[Background]) -> tuple[bool, bool]:
+    """Play it in the window; whether another machine recorded it, and whether Ctrl-C ended it."""
     from game.player import Game
     from game.window import NoDisplay, Window
 
@@ -152,6 +150,7 @@ def _watch(args: argparse.Namespace, plan: Plan, config: WorldConfig, header: He
         raise UsageError(f"no display ({problem}): use --verify, or --headless --record FILE.mp4") from None
     console = ConsoleProgress(config.name)
     machines: list[bool] = []
+    interrupted = False
 
     def open_session(report) -> ReplaySession:
         session = open_replay(args, plan, config, lambda what, part: (console(what, part), report(what, part)), header)
@@ -160,9 +159,11 @@ def _watch(args: argparse.Namespace, plan: Plan, config: WorldConfig, header: He
 
     try:
         Game(window, config, open_session, plan, len(plan), sinks, replay=True).run()
+    except KeyboardInterrupt:  # the sinks are closed all the same
+        interrupted = True
     finally:
         window.close()
-    return any(machines)
+    return any(machines), interrupted
 
 
 # ---- what `render` uses too
@@ -262,20 +263,27 @@ def tell_machine(file: SessionFile, world: World) -> bool:
     return bool(different)
 
 
-def play_plan(session: ReplaySession, config: WorldConfig, plan: Plan, sinks: list[Background]) -> None:
-    """Headless, into the sinks, until the plan is over or a check has seen enough."""
+def play_plan(session: ReplaySession, config: WorldConfig, plan: Plan, sinks: list[Background]) -> bool:
+    """Headless, into the sinks, until the plan is over or a check has seen enough; whether Ctrl-C ended it before."""
     from game.headless import play_headless
 
     tally = play_headless(session, config, plan, len(plan), sinks, stop=lambda: any(getattr(sink.sink, "done", False) for sink in sinks))
     print(f"{config.name}: {tally.blocks} blocks, {tally.frames} frames in {tally.seconds:.2f} s")
+    return tally.interrupted
 
 
-def tell(check: Check, file: SessionFile, best_effort: bool) -> int:
-    """The outcome of a comparison; the exit status."""
-    crashed = " (it breaks off there)" if file.end is None else ""
-    unhashed = f", {check.unhashed} more were never hashed" if check.unhashed else ""
+def tell(check: Check, file: SessionFile, best_effort: bool, interrupted: bool) -> int:
+    """The outcome of a comparison; the exit status. If it was ``interrupted``, that is raised in the end: how far it came."""
+    status = _tell_outcome(check, file, best_effort)
+    if interrupted:
+        played = check.compared + check.unhashed
+        raise KeyboardInterrupt(f"after {played} of {len(check.plan)} blocks; the others were neither compared nor filmed")
+    return status
+
+
+def _tell_outcome(check: Check, file: SessionFile, best_effort: bool) -> int:
     if check.first is None:
-        print(f"{file.path}: {check.compared} blocks, every frame as recorded{unhashed}{crashed}")
+        print(f"{file.path}: {_all_alike(check)}{' (it breaks off there)' if file.end is None else ''}")
         return 0
     for number, decibels in check.psnr:
         block = check.plan.blocks[number]
@@ -284,3 +292,12 @@ def tell(check: Check, file: SessionFile, best_effort: bool) -> int:
     many = f"{check.different} of {check.compared} blocks differ" if not check.stop else "stopped there"
     print(f"{file.path}: the first different block is {check.first}; {many} ({how})")
     return 1
+
+
+def _all_alike(check: Check) -> str:
+    """No block differed: how many were looked at. "Every frame" is for when that were all of them."""
+    planned, missed = len(check.plan), len(check.plan) - check.compared - check.unhashed
+    if check.compared == planned:
+        return f"{planned} blocks, every frame as recorded"
+    rest = [f"{count} {why}" for count, why in ((check.unhashed, "never hashed"), (missed, "not played")) if count]
+    return f"{check.compared} of {planned} blocks compared, those as recorded; {', '.join(rest)}"

@@ -12,7 +12,7 @@ import sys
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
-from game.options import ConsoleProgress, UsageError, check_record, is_clip, whole
+from game.options import ConsoleProgress, UsageError, check_record, is_clip, refuse_given, whole
 
 if TYPE_CHECKING:
     from game.serve.worlds import Offer, Worlds
@@ -34,21 +34,21 @@ def add_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--exact", action="store_true", help="compute every session by itself (so far it is always so)")
 
 
+def own_options(args: argparse.Namespace) -> dict[str, object]:
+    """The options that mean something with --serve alone, and their values."""
+    own = {"--host": args.host, "--port": args.port, "--max-sessions": args.max_sessions, "--exact": args.exact}
+    return own | {"--allow-host": args.allow_host, "--frames": args.frames}
+
+
 def check(args: argparse.Namespace) -> None:
     """Whatever can be refused without loading anything."""
-    own = {"--host": args.host, "--port": args.port, "--max-sessions": args.max_sessions, "--exact": args.exact}
-    own |= {"--allow-host": args.allow_host, "--frames": args.frames}
     if not args.serve:
-        for option, value in own.items():
-            if value not in (None, False):
-                raise UsageError(f"{option} goes with --serve")
+        refuse_given("{} goes with --serve", own_options(args))
         return
     others = {"--script": args.script, "--blocks": args.blocks, "--load": args.load, "--actions": args.actions, "--session": args.session}
     others |= {"--dump": args.dump, "--headless": args.headless, "--bench": args.bench, "--list": args.list}
     others |= {"--record-hud": args.record_hud, "--compile": args.compile}
-    for option, value in others.items():
-        if value:
-            raise UsageError(f"--serve does not go with {option}")
+    refuse_given("--serve does not go with {}", others)
     if args.start is not None and is_clip(args.start):
         raise UsageError(f"--start {args.start}: --serve begins with a picture, not with a clip")
     for name in args.allow_host or ():
@@ -73,7 +73,7 @@ def run(args: argparse.Namespace) -> int:
     from game.serve.worlds import Worlds
 
     offers = _offers(args)
-    worlds = Worlds(offers, args.device, args.dtype, args.rewind_mb, attention=args.attention)
+    worlds = Worlds(offers, args.device, args.dtype, args.rewind_mb, attention=args.attention, decode_device=args.decode_device)
     if not offers[0].starts:
         print(f"reverie: {offers[0].config.start_missing()}; or everybody sends one", file=sys.stderr)
     worlds.load(0, _progress(offers[0]))

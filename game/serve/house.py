@@ -76,13 +76,20 @@ class House:
         problem = self.worlds.room_for(world, list(self._playing.values()))
         if problem:
             raise Full(f"no memory for another session: {problem}")
+
+    def ask(self, world: int) -> None:
+        """Whoever wants a session asks first, before anything is read from him: it uses up one of the starts that `Limits` allows.
+
+        Raises Full when there are none left, or another session of that world cannot be admitted.
+        """
+        self.check_room(world)
         if not self._starts.take():
             raise Full("too many sessions are being started at once; try again in a moment")
 
     async def admit(self, world: int, start: int | None, seed: int | None, filmed: bool, upload: bytes | None) -> Seat:
-        """A new session in the offered world of that number, from its start picture of that number or from an upload.
+        """A new session, `ask`ed for before, in the offered world of that number, from its start picture of that number or from an upload.
 
-        Raises Full, or UploadError for a picture that cannot be used.
+        Raises Full if the room has gone meanwhile, or UploadError for a picture that cannot be used.
         """
         self.check_room(world)
         id = secrets.token_urlsafe(24)

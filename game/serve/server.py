@@ -128,7 +128,7 @@ class Server:
         start = None if "start" not in query else number(query["start"], len(worlds[world].starts))
         seed = None if "seed" not in query else number(query["seed"], MAX_SEED + 1)
         try:
-            self.house.check_room(world)  # before a byte of the upload is read
+            self.house.ask(world)  # before a byte of the upload is read
             upload = await self.transfers.start_picture(request)
             if upload is None and not worlds[world].starts:
                 raise UploadError("this world has no start picture of its own; send one")

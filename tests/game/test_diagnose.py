@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 
 import imageio_ffmpeg
 import numpy as np
@@ -15,8 +19,9 @@ import pytest
 import torch
 from PIL import Image
 
-from game import cli
+from game import cli, framesource
 from game.diagnosis import COLUMNS, Diagnosis, Limits, Meter, border_steps, diagnose, latent_rhythm, patch_power
+from game.framesource import Film
 from models.vae import VAE
 from tests import order_vae
 from training.simulator import random_poses, rollout
@@ -198,6 +203,58 @@ def test_what_cannot_be_diagnosed(here: Path, capsys: pytest.CaptureFixture[str]
     assert "does not exist" in refused(capsys, "dot", "--json", "gone/a.json")
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     assert "--plot needs matplotlib: pip install matplotlib" in refused(capsys, "dot", "--plot", "a.png")
+
+
+def test_a_damaged_film_is_judged_and_said_to_be(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for suffix, codec in ("mkv", "ffv1"), ("mp4", "libx264"):
+        command = [imageio_ffmpeg.get_ffmpeg_exe(), "-loglevel", "error", "-f", "lavfi", "-i", "testsrc2=size=112x64:rate=16"]
+        subprocess.run([*command, "-frames:v", "40", "-c:v", codec, f"whole.{suffix}"], check=True)
+        data = bytearray(Path(f"whole.{suffix}").read_bytes())
+        middle = len(data) // 2
+        data[middle : middle + len(data) // 8] = bytes(len(data) // 8)
+        Path(f"damaged.{suffix}").write_bytes(data)
+        for name, sound in ("whole", True), ("damaged", False):
+            assert cli.main(["diagnose", f"{name}.{suffix}", "--json", "n.json", "--overwrite"]) == 0
+            told, numbers = capsys.readouterr().err, json.loads(Path("n.json").read_text())
+            count = len(numbers["frames"]["mean"])
+            assert (numbers["damage"] is None) == sound == (told == "") == (count == 40)
+            assert sound or f"damaged.{suffix}: is damaged; judged are the {count} frames that can be read (ffmpeg: " in told
+
+
+@pytest.mark.skipif(os.name != "posix", reason="a shell plays ffmpeg")
+def test_a_film_whose_reading_fails_is_not_judged_as_if_whole(
+    here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path("a.ppm").write_bytes(b"P6\n200 200\n255\n" + bytes(200 * 200 * 3))  # more than a pipe holds
+    Path("a.mkv").write_bytes(b"\x1a\x45\xdf\xa3" + bytes(12))
+
+    def ffmpeg(words: str) -> None:
+        monkeypatch.setattr(Film, "_command", lambda film: ["sh", "-c", words])
+
+    ffmpeg("cat a.ppm a.ppm; echo '[vist#0:0 @ 0x1] [error] it is broken' >&2; exit 3")
+    assert "a.mkv: it can be read up to frame 2 and not further (it is broken)" in refused(capsys, "a.mkv")
+    ffmpeg("cat a.ppm; kill -9 $$")
+    assert "up to frame 1 and not further (ffmpeg ended with status -9)" in refused(capsys, "a.mkv")
+    monkeypatch.setattr(framesource, "SECONDS", 1.0)
+    ffmpeg("cat a.ppm a.ppm a.ppm")
+    frames = iter(Film(Path("a.mkv")))
+    next(frames)
+    time.sleep(1.2)  # that is our time, not ffmpeg's
+    assert len(list(frames)) == 2
+    monkeypatch.setattr(framesource, "SECONDS", 0.3)
+    ffmpeg("cat a.ppm; exec sleep 60")
+    assert "a.mkv: given up after" in refused(capsys, "a.mkv")
+
+
+def test_patience_is_for_waiting_only() -> None:
+    killed = threading.Event()
+    patience = framesource.Patience(SimpleNamespace(kill=killed.set), 0.1)
+    with patience:
+        pass
+    assert not killed.wait(0.25) and not patience.lost
+    with patience:
+        assert killed.wait(10) and patience.lost
+    patience.end()
 
 
 def test_it_needs_no_torch(here: Path) -> None:

@@ -173,7 +173,7 @@ def test_headless_plays_the_script_and_then_idles() -> None:
     tally = play_headless(session, session.config, parse_script("w w+l", WALK.keys), 4, [memory])
     assert [action.keys for action in session.actions] == [{"w"}, {"w", "l"}, set(), set()]
     assert (tally.blocks, tally.frames) == (4, 9 + 3 * 12) and tally.fps > 0
-    assert len(memory.written) == 4 and memory.closed == 1
+    assert len(memory.written) == 4 and memory.closed == 1 and not tally.interrupted
 
 
 def test_headless_an_interrupt_ends_the_film_properly() -> None:
@@ -185,7 +185,7 @@ def test_headless_an_interrupt_ends_the_film_properly() -> None:
 
     session, memory = Interrupted(), Memory()
     tally = play_headless(session, session.config, Script([(Action(), 9)]), 9, [memory])
-    assert tally.blocks == 2 and memory.closed == 1
+    assert tally.blocks == 2 and memory.closed == 1 and tally.interrupted
 
 
 def test_headless_stops_when_the_film_fails() -> None:

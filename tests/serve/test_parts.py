@@ -239,6 +239,7 @@ def test_memory_of_a_session_is_known_before_there_is_one(tiny: Path, tmp_path: 
 
 @pytest.mark.parametrize(("words", "told"), [
     ("--port 80", "--port goes with --serve"),
+    ("--port 0", "--port goes with --serve"),
     ("--host 0.0.0.0", "--host goes with --serve"),
     ("--max-sessions 3", "goes with --serve"),
     ("--exact", "goes with --serve"),
@@ -258,3 +259,12 @@ def test_options_that_make_no_sense_are_refused_in_one_line(words: str, told: st
     assert cli.main(words.split()) == 2
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 1 and told in lines[0]
+
+
+def test_the_device_to_decode_on_reaches_the_world(tiny: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    async def serve(*whatever: object) -> None:
+        pass
+
+    monkeypatch.setattr("game.commands.serve._serve", serve)
+    assert cli.main(["--serve", "--world", str(tiny), "--decode-device", "nowhere"]) == 2
+    assert "there is no device 'nowhere' here" in capsys.readouterr().err

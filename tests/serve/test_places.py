@@ -82,6 +82,17 @@ def test_memory_is_counted_before_somebody_is_let_in(tiny) -> None:
     asyncio.run(play())
 
 
+def test_a_session_takes_one_start(worlds: Worlds) -> None:
+    async def play() -> None:
+        async with served(worlds, sessions=10, starts=(0.0, 2.0)) as site:
+            for _ in range(2):
+                await site.begin()
+            async with site.client.post("/sessions") as response:
+                assert response.status == 503 and "too many sessions" in (await response.json())["error"]
+
+    asyncio.run(play())
+
+
 def test_who_does_nothing_for_long_has_to_go(worlds: Worlds) -> None:
     async def play() -> None:
         async with served(worlds, idle=1.0) as site, site.player() as player:
