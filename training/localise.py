@@ -114,7 +114,7 @@ def main() -> None:
     parser.add_argument("--blocks", type=int, default=4)
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--noise", type=float, default=0.3, help="at most; how much of it, each block draws")
-    parser.add_argument("--layer", type=int, default=4, help="the last one that is trained; its tokens tell the pose")
+    parser.add_argument("--layer", type=int, default=5, help="the last one that is trained; its tokens tell the pose")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--no-compile", action="store_true")
