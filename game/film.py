@@ -87,9 +87,14 @@ def inspect_film(path: Path) -> Film:
 
 def read_film(path: Path, height: int, width: int) -> Iterator[np.ndarray]:
     """Its frames, decoded, one after another: uint8 `[H, W, 3]`. Raises FilmError for a film of another size or none at all."""
-    reader = imageio_ffmpeg.read_frames(str(path.absolute()), output_params=["-fps_mode", "passthrough"])
+    reader = _reader(path)
     try:
-        size = tuple(next(reader)["size"])
+        try:
+            size = tuple(next(reader)["size"])
+        except OSError:  # a sound film, too: imageio was seen to miss ffmpeg's header, and to give up after ten seconds
+            reader.close()
+            reader = _reader(path)
+            size = tuple(next(reader)["size"])
         if size != (width, height):
             raise FilmError(f"{path}: is {size[0]}x{size[1]}, not {width}x{height}")
         for data in reader:
@@ -98,6 +103,10 @@ def read_film(path: Path, height: int, width: int) -> Iterator[np.ndarray]:
         raise FilmError(f"{path}: cannot be read as a film ({' '.join(str(error).split())[-80:]})") from None
     finally:
         reader.close()
+
+
+def _reader(path: Path) -> Iterator:
+    return imageio_ffmpeg.read_frames(str(path.absolute()), output_params=["-fps_mode", "passthrough"])
 
 
 def recover_parts(folder: Path) -> list[str]:

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from engine import Action
+from game import film as film_module
 from game.controls import Sample
 from game.film import Film, FilmError, inspect_film, lock, read_film, recover_parts
 from game.names import free_name, part_of, session_beside
@@ -70,6 +71,27 @@ def test_one_frame_count_in_film_session_file_and_clock(window: Window, tmp_path
     assert decoded.shape == (57, 64, 112, 3) and np.abs(decoded[:, 0, 0, 0].astype(int) - np.arange(57)).max() <= 3
     with pytest.raises(FilmError, match="is 112x64, not 64x64"):
         next(read_film(tmp_path / "a.mp4", 64, 64))
+
+
+def test_a_film_whose_header_was_missed_is_opened_once_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recorder = Recorder(tmp_path / "a.mp4")
+    recorder.open(CONFIG)
+    recorder.write(next(blocks(1)))
+    recorder.close()
+    open_film, tried, misses = film_module.imageio_ffmpeg.read_frames, [], 1
+
+    def deaf(*arguments: str, **options: list[str]) -> Iterator:
+        tried.append(arguments)
+        if len(tried) <= misses:
+            raise OSError("Could not load meta information")
+        yield from open_film(*arguments, **options)
+
+    monkeypatch.setattr(film_module.imageio_ffmpeg, "read_frames", deaf)
+    assert len(list(read_film(tmp_path / "a.mp4", 64, 112))) == 9 and len(tried) == 2
+    misses = 9
+    with pytest.raises(FilmError, match="cannot be read as a film"):
+        next(read_film(tmp_path / "a.mp4", 64, 112))
+    assert len(tried) == 4
 
 
 def test_the_film_has_a_key_frame_per_block_and_none_out_of_order(tmp_path: Path) -> None:

@@ -136,7 +136,7 @@ def test_shards(tmp_path: Path) -> None:
     assert export.write(weights, tmp_path / "dit.safetensors", {"world": "garden"}, 1 << 30) == [tmp_path / "dit.safetensors"]
     assert sorted(file.name for file in tmp_path.glob("dit*")) == ["dit.safetensors"]
     shards = export.write(weights, tmp_path / "dit.safetensors", {"world": "garden"}, limit=5 << 20)
-    assert [file.name for file in shards] == [f"dit-{i:05}-of-00005.safetensors" for i in range(1, 6)]
+    assert [file.name for file in shards] == [f"dit-{i:05}-of-00004.safetensors" for i in range(1, 5)]
     assert all(file.stat().st_size <= 5 << 20 for file in shards) and not (tmp_path / "dit.safetensors").exists()
     world = World.load(write_world(tmp_path))
     assert all(torch.equal(tensor, weights[name].to(world.dtype)) for name, tensor in world.dit.state_dict().items())
