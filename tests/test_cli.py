@@ -75,6 +75,7 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: object, status: int 
         (["--headless", "--device", "meta"], ["meta"]),
         (["--record", "film.gif"], ["film.gif", ".mp4"]),
         (["--record", "gone/film.mp4"], ["gone"]),
+        (["--record", "film.mp4", "--session", "./film.mp4", "--overwrite"], ["--session film.mp4", "is the film of --record"]),
         (["--record", "film.mp4", "--session", "gone/film.jsonl"], ["--session gone/film.jsonl", "there is no folder"]),
         (["--record", "film.mp4", "--session", ".", "--overwrite"], ["--session .", "is a folder"]),
         (["--overlap"], ["--overlap goes with --headless or --bench"]),

@@ -109,11 +109,24 @@ class AveragedWeights:
 
 
 def starting_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Tensor] | None]:
-    """Weights to begin from, and a helper's if there are any: a run's folder or its `last.pt` (averaged), or exported safetensors."""
+    """Weights to begin from, and a helper's if there are any: a run's folder or its `last.pt` (averaged), or exported safetensors.
+
+    Raises what torch and safetensors do, and ValueError for a file of something else.
+    """
     if path.suffix == ".safetensors":
         return {name: tensor.float() for name, tensor in load_file(path).items()}, None
     state = torch.load(path / "last.pt" if path.is_dir() else path, weights_only=True, map_location="cpu")
+    if not isinstance(state, dict) or not isinstance(state.get("averaged"), dict):
+        raise ValueError("it holds no run's averaged weights")
     return state["averaged"], state.get("helper")
+
+
+def weights_for(option: str, path: Path) -> tuple[dict[str, Tensor], dict[str, Tensor] | None]:
+    """`starting_weights` of what the ``option`` of a command names; SystemExit, in one line, where there are none."""
+    try:
+        return starting_weights(path)
+    except Exception as error:  # torch and safetensors name many: no such file, another kind of file, one that would run code
+        raise SystemExit(f"{option} {one_line(path, 200)}: no weights can be read from it: {one_line(error, 160)}") from None
 
 
 def load_weights(module: nn.Module, weights: Mapping[str, Tensor], source: Path, advice: str) -> None:
@@ -244,7 +257,7 @@ class Trainee:
             load_weights(model, state["model"], source, "it is a run of another network; choose another --out")
             helped = state.get("helper")
         elif start_from is not None:
-            weights, helped = starting_weights(start_from)
+            weights, helped = weights_for("--start-from", start_from)
             load_weights(model, weights, start_from, f"--start-from {FITTING}")
         if helper is not None and helped is not None:
             anew = "its helper is another training's; to begin without one, --start-from what training.export makes of it, in another --out"

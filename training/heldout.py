@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from engine import load_config
-from training.common import FITTING, load_weights, starting_weights
+from training.common import FITTING, load_weights, weights_for
 from training.dataset import Batch
 from training.draws import BatchNoise
 from training.latents import ClipMaker, Clips, cut_windows
@@ -54,7 +54,7 @@ def main() -> None:
     sampler = load_config("garden").sampler
     for run in args.runs:
         dit = garden_dit().to(device)
-        load_weights(dit, starting_weights(run)[0], run, f"training.heldout {FITTING}")
+        load_weights(dit, weights_for("training.heldout", run)[0], run, f"training.heldout {FITTING}")
         play = Resampler(dit, STEPS, sampler.shift, torch.bfloat16, sampler.last_noise)
         print(run)
         for name, batch in (("walking", walks), ("standing still", still)):

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from engine import load_config
 from models.attention import MaskPlan
 from models.dit import DiT
-from training.common import FITTING, Trainee, TrainingRun, load_weights, starting_weights
+from training.common import FITTING, Trainee, TrainingRun, load_weights, weights_for
 from training.guide import PoseGuide
 from training.latents import CLIP_BLOCKS, Clips, Windows, cut_windows, joined, sample_windows
 from training.learner import NOT_HIDDEN as ADAMW
@@ -132,7 +132,7 @@ def main() -> None:
     localiser = Localiser(dit, BLOCK * args.blocks, device, args.noise).to(device)
     whole = garden_dit()
     if args.start_from is not None:
-        load_weights(whole, starting_weights(args.start_from)[0], args.start_from, f"--start-from {FITTING}")
+        load_weights(whole, weights_for("--start-from", args.start_from)[0], args.start_from, f"--start-from {FITTING}")
     start = whole.state_dict()
     dit.load_state_dict({name: start[name] for name in dit.state_dict()})
     trainee = Trainee(localiser, run, args.lr, args.lr / 2, 0.997, (*ADAMW, "read"))

@@ -24,7 +24,7 @@ from engine import load_config
 from engine.session import to_uint8
 from models.vae import VAE
 from models.vae_layers import CausalConv3d
-from training.common import FITTING, load_weights, starting_weights
+from training.common import FITTING, load_weights, weights_for
 from training.draws import BatchNoise
 from training.export import write
 from training.latents import ClipMaker, cut_windows
@@ -123,7 +123,7 @@ def main() -> None:
     device = torch.device(args.device)
     vae = load_garden_vae(args.vae).to(device)
     dit = garden_dit().to(device)
-    load_weights(dit, starting_weights(args.dit)[0], args.dit, f"--dit {FITTING}")
+    load_weights(dit, weights_for("--dit", args.dit)[0], args.dit, f"--dit {FITTING}")
     sampler = load_config("garden").sampler
     play = Resampler(dit, STEPS, sampler.shift, torch.bfloat16, sampler.last_noise)
     maker = ClipMaker(vae, SEED, device, compile_encoder=False)

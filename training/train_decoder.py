@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from engine import load_config
 from models.dit import DiT
 from models.flow import FlowSchedule, add_noise
-from training.common import FITTING, Trainee, TrainingRun, load_weights, starting_weights
+from training.common import FITTING, Trainee, TrainingRun, load_weights, weights_for
 from training.latents import ClipMaker, Clips, Windows, cut_windows, joined, pictures
 from training.make_clips import open_feed
 from training.objectives.view import View
@@ -83,7 +83,7 @@ def main() -> None:
     vae.conv1.requires_grad_(False)
     trainee = Trainee(vae, run, args.lr, args.lr, 0.995, start_from=args.vae, trained=nn.ModuleList([vae.decoder, vae.conv2]))
     dit = garden_dit()
-    load_weights(dit, starting_weights(args.dit)[0], args.dit, f"--dit {FITTING}")
+    load_weights(dit, weights_for("--dit", args.dit)[0], args.dit, f"--dit {FITTING}")
     imagine = Imagination(dit.to(device), BLOCK * args.blocks, device)
     seed = 9000 + 10_000 * args.seed + run.step
     maker = ClipMaker(load_garden_vae(args.vae).to(device), seed, device)

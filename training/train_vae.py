@@ -23,8 +23,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from engine import load_config
+from models.errors import one_line
 from models.vae import VAE
-from training.common import AveragedWeights, Trainee, TrainingRun
+from training.common import AveragedWeights, Trainee, TrainingRun, load_weights
 from training.simulator import random_actions, random_poses, rollout
 
 
@@ -42,10 +43,14 @@ def read_scale(path: Path) -> tuple[list[float], list[float]]:
 
 
 def load_garden_vae(path: Path) -> VAE:
-    """The exported VAE, float32, with its latents' scale."""
-    mean, std = read_scale(path)
+    """The exported VAE that --vae names, float32, with its latents' scale. SystemExit, in one line, where there is none."""
+    try:
+        mean, std = read_scale(path)
+        weights = {k: v.float() for k, v in load_file(path).items()}
+    except Exception as error:  # safetensors names many
+        raise SystemExit(f"--vae {one_line(path, 200)}: no exported VAE can be read from it: {one_line(error, 160)}") from None
     vae = garden_vae(mean, std)
-    vae.load_state_dict({k: v.float() for k, v in load_file(path).items()})
+    load_weights(vae, weights, path, "--vae takes what training.export makes of a VAE")
     return vae.eval()
 
 

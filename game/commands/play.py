@@ -130,6 +130,8 @@ def _check(args: argparse.Namespace) -> None:
     if args.record is not None and not args.serve:
         if args.session is not None:
             check_place("--session", args.session)
+            if absolute(args.session) == absolute(args.record):
+                raise UsageError(f"--session {args.session}: is the film of --record; name another file")
         args.session = args.session or session_beside(args.record)
         check_record(args.record, args.overwrite, args.session)
     elif args.session is not None:

@@ -31,7 +31,7 @@ from training.latents import (
 from training.masks import teacher_forcing
 from training.simulator import Pose, random_actions, random_poses, render, rollout, step
 from training.train_dit import BLOCK, TeacherForcing
-from training.train_vae import garden_vae
+from training.train_vae import garden_vae, load_garden_vae
 
 
 def small_dit() -> DiT:
@@ -239,6 +239,19 @@ def test_weights_of_another_network_are_refused_in_one_line(tmp_path: Path) -> N
     for place in ((layers(3), "three"), (layers(3), "new", "three")):
         with pytest.raises(SystemExit, match=r"lacks 1\.weight .*its helper is another training's"):
             begin(*place, helper=layers(2))
+    (tmp_path / "text.pt").write_text("no weights")
+    torch.save({"step": 1}, tmp_path / "else.pt")
+    for name, says in (
+        ("gone", "gone: no weights can be read"),
+        ("text.pt", "text.pt: no weights"),
+        ("else.pt", "no run's averaged weights"),
+    ):
+        with pytest.raises(SystemExit, match=f"^--start-from .*{says}") as refusal:
+            begin(layers(3), "new", name)
+        assert "\n" not in str(refusal.value)
+        with pytest.raises(SystemExit, match=r"^--vae .*no exported VAE can be read from it") as refusal:
+            load_garden_vae(tmp_path / name)
+        assert "\n" not in str(refusal.value)
     noted = torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.BatchNorm1d(8))
     begin(noted, "noted").save()
     again = torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.BatchNorm1d(8))
