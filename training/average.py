@@ -17,6 +17,8 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from models.errors import one_line
+
 
 def mean_of(weights: Sequence[Mapping[str, Tensor]], shares: Sequence[float] | None = None) -> dict[str, Tensor]:
     """The mean of each tensor, as float32. ``shares`` sum up to 1; else all count alike. Raises ``ValueError`` where networks differ."""
@@ -32,13 +34,16 @@ def mean_of(weights: Sequence[Mapping[str, Tensor]], shares: Sequence[float] | N
 
 def read(path: Path) -> dict:
     """A run's state, or exported weights as one. Raises ``ValueError`` if it is neither."""
-    if path.suffix == ".safetensors":
-        with safe_open(path, "pt") as file:
-            told, weights = file.metadata() or {}, {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118
-        spent = {"step": int(told.get("step", 0)), "seconds": 60 * float(told.get("training_minutes", 0))}
-        return {**spent, "model": weights, "averaged": weights}
-    state = torch.load(path, weights_only=True, map_location="cpu")
-    if not {"step", "seconds", "model", "averaged"} <= set(state):
+    try:
+        if path.suffix == ".safetensors":
+            with safe_open(path, "pt") as file:
+                told, weights = file.metadata() or {}, {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118
+            spent = {"step": int(told.get("step", 0)), "seconds": 60 * float(told.get("training_minutes", 0))}
+            return {**spent, "model": weights, "averaged": weights}
+        state = torch.load(path, weights_only=True, map_location="cpu")
+    except Exception as error:  # torch and safetensors name many
+        raise ValueError(f"no weights can be read from {one_line(path, 200)}: {one_line(error, 160)}") from None
+    if not isinstance(state, dict) or not {"step", "seconds", "model", "averaged"} <= set(state):
         raise ValueError(f"{path} is no run's last.pt: it lacks the run's step and time")
     return state
 
@@ -55,6 +60,17 @@ def average(states: Sequence[dict], shares: Sequence[float] | None = None) -> di
     }
 
 
+def check_files(parser: argparse.ArgumentParser, runs: Sequence[Path], out: Path) -> list[Path]:
+    """The file of each run that a command names; refuses one that is not there, and an ``--out`` that is."""
+    paths = [run / "last.pt" if run.is_dir() else run for run in runs]
+    for path in paths:
+        if not path.is_file():
+            parser.error(f"{path} is not there: name a run's folder or its last.pt")
+    if out.suffix != ".pt" or out.exists():
+        parser.error(f"--out {out}: name a .pt file that is not there yet")
+    return paths
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", type=Path, nargs="+", help="folders of runs, their last.pt, or exported safetensors")
@@ -63,12 +79,7 @@ def main() -> None:
     args = parser.parse_args()
     if args.shares and (len(args.shares) != len(args.runs) or min(args.shares) < 0 or abs(sum(args.shares) - 1) > 1e-6):
         parser.error(f"--shares {' '.join(map(str, args.shares))}: name one for each of the {len(args.runs)} runs, summing up to 1")
-    paths = [run / "last.pt" if run.is_dir() else run for run in args.runs]
-    for path in paths:
-        if not path.is_file():
-            parser.error(f"{path} is not there: name a run's folder or its last.pt")
-    if args.out.suffix != ".pt" or args.out.exists():
-        parser.error(f"--out {args.out}: name a .pt file that is not there yet")
+    paths = check_files(parser, args.runs, args.out)
     try:
         state = average([read(path) for path in paths], args.shares)
     except ValueError as error:

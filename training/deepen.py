@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from training.average import read
+from training.average import check_files, read
 
 LAYER = re.compile(r"blocks\.(\d+)\.(.+)")
 OUTPUTS = ("self_attn.o.", "cross_attn.o.", "ffn.2.")  # what a layer adds to the tokens goes through these
@@ -56,11 +56,7 @@ def main() -> None:
     parser.add_argument("--copies", type=int, nargs="+", required=True, help="layers that are copied, in the order of the new ones")
     parser.add_argument("--out", type=Path, required=True, help="a file that is not there yet")
     args = parser.parse_args()
-    path = args.run / "last.pt" if args.run.is_dir() else args.run
-    if not path.is_file():
-        parser.error(f"{path} is not there: name a run's folder or its last.pt")
-    if args.out.suffix != ".pt" or args.out.exists():
-        parser.error(f"--out {args.out}: name a .pt file that is not there yet")
+    (path,) = check_files(parser, [args.run], args.out)
     try:
         state = read(path)
         deeper = {name: deepened(state[name], args.after, args.copies) for name in ("model", "averaged")}

@@ -5,6 +5,9 @@
 Every window goes through the model once as two halves side by side with the same positions: clean latents, and noisy
 ones of which each block sees the clean blocks before it and itself. That is what play does one block at a time
 (denoise beside cached clean keys), with a loss on every block at once. The model predicts x0.
+
+Where a session begins, one picture is all that tells where one is, and few windows begin there: `--starts` has as many first blocks learned
+beside them as one likes (docs/GARDEN.md).
 """
 
 from __future__ import annotations
@@ -79,7 +82,7 @@ class TeacherForcing:
         self.resampling, self.scale = resampling, scale
         if resampling:
             self.resampler = Resampler(dit, steps, sampler.shift, torch.bfloat16, sampler.last_noise)
-        if compiled:  # layer by layer: two kinds of layer are two compilations, whatever the depth
+        if compiled:  # layer by layer: two kinds of layer are two compilations (with first blocks besides, four), whatever the depth
             for layer in dit.blocks:
                 layer.forward = torch.compile(layer.forward, dynamic=False)  # and not the call around it, which holds the guide's hook
 
@@ -202,7 +205,7 @@ def main() -> None:
         dit, guide, BLOCK * args.blocks, device, args.context_noise, args.guidance, not args.no_compile, args.resampling, args.robust,
         args.steps, args.either_noise,
     )  # fmt: skip
-    first = TeacherForcing(  # of a window of one block: no past, and the layers are compiled already
+    first = TeacherForcing(  # for --starts: windows of one block have no past, and the layers are compiled already
         dit, guide, BLOCK, device, 0.0, args.guidance, False, 0.0, args.robust, args.steps, args.either_noise
     )
     level_weights = torch.tensor([0.6] + [0.4 / (len(args.steps) - 1)] * (len(args.steps) - 1))

@@ -60,11 +60,13 @@ def test_it_refuses_what_does_not_belong_together(
     one, other = save(tmp_path / "a", state(1.0)), save(tmp_path / "b", state(1.0, size=3))
     (tmp_path / "there.pt").touch()
     torch.save({"averaged": {}, "helper": {}}, tmp_path / "whole.pt")
+    (tmp_path / "text.pt").write_text("no weights")
     for arguments, words in (
         ((one, other, "--out", tmp_path / "mean.pt"), "2 tensors are not of one network, layer.weight among them"),
         ((one, one, "--shares", 0.5, 0.6, "--out", tmp_path / "mean.pt"), "name one for each of the 2 runs, summing up to 1"),
         ((one, tmp_path / "c", "--out", tmp_path / "mean.pt"), "c is not there"),
         ((one, tmp_path / "whole.pt", "--out", tmp_path / "mean.pt"), "whole.pt is no run's last.pt"),
+        ((one, tmp_path / "text.pt", "--out", tmp_path / "mean.pt"), "no weights can be read from"),
         ((one, one, "--out", tmp_path / "there.pt"), "name a .pt file that is not there yet"),
     ):
         with pytest.raises(SystemExit) as raised:
