@@ -72,7 +72,7 @@ def joined(parts: Sequence[Clips]) -> Clips:
 
 class ClipMaker:
     """Draws walks of ``blocks`` blocks, ``walks`` from each start, and encodes them with a frozen VAE in bfloat16. In a share ``idle``
-    of them one stands still.
+    of them one stands still, in a share ``turning`` one turns all the time.
 
     On a CPU the walks are encoded one by one, with weights laid out for that, which is quicker than any batch: what a layer makes then
     stays in the caches. Elsewhere all at once, in autocast, compiled.
@@ -80,9 +80,9 @@ class ClipMaker:
 
     def __init__(
         self, vae: VAE, seed: int, device: torch.device, compile_encoder: bool = True, idle: float = 1 / 16,
-        blocks: int = CLIP_BLOCKS, walks: int = WALKS_PER_START,
+        blocks: int = CLIP_BLOCKS, walks: int = WALKS_PER_START, turning: float = 0.0,
     ) -> None:  # fmt: skip
-        self.vae, self.device, self.idle = vae.eval().requires_grad_(False), device, idle
+        self.vae, self.device, self.idle, self.turning = vae.eval().requires_grad_(False), device, idle, turning
         self.latents, self.walks = 3 * blocks, walks
         self.generator = torch.Generator().manual_seed(seed)
         if device.type == "cpu":
@@ -114,7 +114,7 @@ class ClipMaker:
         count, known = starts * self.walks, min(self.latents, CONDITION_LATENTS)
         pose = random_poses(starts, self.generator)
         pose = type(pose)(*(v.repeat_interleave(self.walks) for v in (pose.x, pose.y, pose.yaw, pose.pitch)))
-        keyboard, mouse = random_actions(count, 4 * (self.latents - 1), self.generator, self.idle)
+        keyboard, mouse = random_actions(count, 4 * (self.latents - 1), self.generator, self.idle, self.turning)
         if self.device.type != "cpu":
             pose = type(pose)(*(v.to(self.device) for v in (pose.x, pose.y, pose.yaw, pose.pitch)))
         frames, poses = rollout(pose, keyboard.to(self.device), mouse.to(self.device))

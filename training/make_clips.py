@@ -67,6 +67,7 @@ def main() -> None:
     parser.add_argument("--shard", type=int, default=40, help="clips in each, or a few more")
     parser.add_argument("--draw", type=int, default=2, help="start pictures at a time: more for a GPU")
     parser.add_argument("--idle", type=float, default=1 / 16, help="share of the clips in which one stands still")
+    parser.add_argument("--turning", type=float, default=0.0, help="share of those in which one turns all the time, half on the spot")
     parser.add_argument("--blocks", type=int, default=CLIP_BLOCKS, help="of each clip: 1 for --starts of training.train_dit")
     parser.add_argument("--walks", type=int, default=WALKS_PER_START, help="clips of each start picture")
     parser.add_argument("--seed", type=int, default=0, help="0 to 80: other walks; a folder's next shards, too, are other walks")
@@ -76,12 +77,16 @@ def main() -> None:
     for option in ("shard", "draw", "blocks", "walks"):
         if getattr(args, option) < 1:
             parser.error(f"--{option} {getattr(args, option)}: at least 1")
+    for option in ("idle", "turning"):
+        if not 0 <= getattr(args, option) <= 1:
+            parser.error(f"--{option} {getattr(args, option)}: a share, 0 to 1")
     args.out.mkdir(parents=True, exist_ok=True)
     before, spent = next_number(args.out, args.seed), args.out / f"{args.seed}_seconds.txt"
     seconds = float(spent.read_text()) if spent.exists() else 0.0
     seed = 6000 + 10_000 * args.seed + before  # before: a maker that goes on draws what it has not drawn
     device = torch.device(args.device)
-    maker = ClipMaker(load_garden_vae(args.vae).to(device), seed, device, not args.no_compile, args.idle, args.blocks, args.walks)
+    vae = load_garden_vae(args.vae).to(device)
+    maker = ClipMaker(vae, seed, device, not args.no_compile, args.idle, args.blocks, args.walks, args.turning)
     begun, made = time.monotonic() - seconds, 0
     while time.monotonic() - begun < 60 * args.minutes:
         clips = maker.make(args.draw)

@@ -71,6 +71,17 @@ def test_random_actions_repeat_and_stay_in_range() -> None:
     assert 0.15 < (rows == 0).all(2).float().mean() < 0.5
 
 
+def test_a_share_of_the_walks_turns_all_the_time_and_the_others_stay_what_they_were() -> None:
+    keyboard, mouse = random_actions(400, 93, seeded(4), turning=0.4)
+    plain_keyboard, plain_mouse = random_actions(400, 93, seeded(4))
+    turned = (mouse[..., 1].abs() == mouse.abs().max()).all(1) & (mouse[..., 1] == mouse[:, :1, 1]).all(1)
+    assert 0.3 < turned.float().mean() < 0.5
+    assert 0.3 < (mouse[turned, 0, 1] < 0).float().mean() < 0.7  # to either side
+    assert torch.equal(keyboard[~turned], plain_keyboard[~turned]) and torch.equal(mouse[~turned], plain_mouse[~turned])
+    on_the_spot = (keyboard[turned] == 0).all(2).all(1) & (mouse[turned, :, 0] == 0).all(1)
+    assert 0.4 < on_the_spot.float().mean() < 0.7
+
+
 @pytest.mark.parametrize(("mouse", "dim", "sign"), [((0, 1), -1, -1), ((0, -1), -1, 1), ((1, 0), -2, 1), ((-1, 0), -2, -1)])
 def test_looking_moves_the_picture_the_other_way(mouse: tuple[int, int], dim: int, sign: int) -> None:
     poses = random_poses(24, seeded(5))

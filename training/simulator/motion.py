@@ -78,11 +78,14 @@ _KEYS = (
 )  # fmt: skip
 
 
-def random_actions(batch: int, frames: int, generator: torch.Generator, idle: float = 1 / 16) -> tuple[Tensor, Tensor]:
+def random_actions(
+    batch: int, frames: int, generator: torch.Generator, idle: float = 1 / 16, turning: float = 0.0
+) -> tuple[Tensor, Tensor]:
     """(keyboard [B,F,4], mouse [B,F,2]): keys, yaw and pitch held independently, for a moment or for seconds.
 
     Half of the clips change only where a block begins (rows 0..8, then 12 each), half at any frame; one in six
-    moments and ``idle`` of the clips is pure idling.
+    moments and ``idle`` of the clips is pure idling. In a share ``turning`` of the clips one turns at full speed from
+    the first row to the last, in half of these on the spot: turns that long are hardly ever drawn otherwise.
     """
     device = generator.device
 
@@ -116,5 +119,10 @@ def random_actions(batch: int, frames: int, generator: torch.Generator, idle: fl
     yaw = look(0.55).gather(1, held(4, 60))
     pitch = look(0.33).gather(1, held(4, 36))
     moving = (rand(batch, frames).gather(1, held(8, 96)) > 1 / 6) & (rand(batch, 1) > idle)
-    mouse = torch.stack([pitch, yaw], dim=-1)
-    return keyboard * moving[..., None], mouse * moving[..., None]
+    keyboard, mouse = keyboard * moving[..., None], torch.stack([pitch, yaw], dim=-1) * moving[..., None]
+    if turning:  # drawn last, and only if asked for: the walks of a seed stay what they were
+        turned, on_the_spot, left = (rand(batch, 1) < share for share in (turning, 0.5, 0.5))
+        keyboard = keyboard.masked_fill((turned & on_the_spot)[..., None], 0.0)
+        mouse[..., 0].masked_fill_(turned & on_the_spot, 0.0)
+        mouse[..., 1] = torch.where(turned, torch.where(left, -world.FULL_MOUSE, world.FULL_MOUSE), mouse[..., 1])
+    return keyboard, mouse
