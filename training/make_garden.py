@@ -36,7 +36,7 @@ OPTIONS = {
     "cpu": {
         "vae": "--batch 3 --frames 9",
         "streams": "--batch 1 --frames 41 --lr 5e-4 --no-compile",
-        "clips": "--idle 0.12",
+        "clips": "--idle 0.12 --turning 0.1",
         "starts": "--idle 0.08 --blocks 1 --walks 1 --draw 16 --shard 800",
         "places": "",
         "forcing": "--resampling 0.7",
@@ -46,7 +46,7 @@ OPTIONS = {
     "cuda": {
         "vae": "--batch 16 --frames 13",
         "streams": "--batch 4 --frames 41 --lr 5e-4 --no-compile",
-        "clips": "--idle 0.12 --draw 16 --shard 64",
+        "clips": "--idle 0.12 --turning 0.1 --draw 16 --shard 64",
         "starts": "--idle 0.08 --blocks 1 --walks 1 --draw 64 --shard 2048",
         "places": "--batch 64",
         "forcing": "--batch 64 --resampling 0.7 --starts-batch 128",
@@ -54,7 +54,11 @@ OPTIONS = {
         "decoder": "",
     },
 }
-TRAINED = ("--lr", "1e-3", "--robust", "0.03")  # for weights that know the garden: what those from nothing learn at, they only shake at
+TRAINED = {  # for weights that know the garden: what those from nothing learn at, they only shake at; larger batches shake them less
+    "cpu": ("--lr", "5e-4", "--robust", "0.03"),
+    "cuda": ("--lr", "1e-3", "--robust", "0.03"),
+}
+USED_TO = ("--resampling-at-once", "--slow-looking", "0.5")  # and for those that have learned where they stand and seen what they make
 PLACED = ("--guidance", "1", "--slow-looking", "0.25", "--resampling-from", "0.2")  # after places: to forget nothing, to draw first
 ALONE = {  # forcing that draws its own clips
     "cpu": ("--pool", "480", "--grow-every", "3", "--idle", "0.12"),
@@ -125,7 +129,8 @@ def plan(out: Path, device: str, minutes: dict[str, float], from_shipped: bool, 
         if stage in left:
             begin = ("--start-from", str(dit)) if dit != SHIPPED / "dit.safetensors" or from_shipped else ()
             if stage == "forcing":
-                begin += (TRAINED if from_shipped else ()) + (PLACED if "places" in left else GUIDED)
+                begin += (TRAINED[device] if from_shipped else ()) + (PLACED if "places" in left else GUIDED)
+                begin += USED_TO if from_shipped and "places" not in left else ()
                 begin += ("--starts", str(out / "starts")) if "starts" in left else ()
             if stage != "places":
                 begin += ("--vae", str(vae))

@@ -59,8 +59,10 @@ def test_from_what_is_shipped(tmp_path: Path) -> None:
     assert names(without) == ["clips", "starts", "forcing", "decoder", "export", "export"]
     assert option(without[3], "--dit") == option(without[2], "--out")
     assert "--resampling-from" not in without[2].arguments and option(without[2], "--feed") == option(without[0], "--out")
+    assert "--resampling-at-once" in without[2].arguments and option(without[2], "--lr") == "5e-4"
     placed = plan(tmp_path, "cpu", budgets(["places=25"], "cpu", True), from_shipped=True)
     assert option(placed[2], "--start-from") == str(SHIPPED / "dit.safetensors") and "--resampling-from" in placed[3].arguments
+    assert "--resampling-at-once" not in placed[3].arguments  # layers that must learn to draw again first
     only = plan(tmp_path, "cpu", budgets(["clips=0", "places=0", "forcing=0"], "cpu", True), from_shipped=True)
     assert (
         "--clips" not in only[0].arguments

@@ -1,0 +1,66 @@
+"""`training.train_dit` as one starts it: clips from a folder, first blocks from another, killed and gone on with."""
+
+from __future__ import annotations
+
+import functools
+import json
+import sys
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.training.test_trainers import random_clips, small_dit
+from training import train_dit
+from training.common import TrainingRun
+from training.latents import Clips
+from training.make_clips import write_shard
+
+
+def first_blocks(count: int) -> Clips:
+    """What ``make_clips --blocks 1`` writes: clips of three latents, with their rows."""
+    long = random_clips(count)
+    cut = {"latents": (slice(None), slice(None), slice(3)), "condition": (slice(None), slice(None), slice(3)), "pose": (slice(None), slice(3))}
+    cut |= {"keyboard": (slice(None), slice(8)), "mouse": (slice(None), slice(8))}
+    return Clips(**{f.name: getattr(long, f.name)[cut.get(f.name, ...)] for f in fields(long)})
+
+
+class Counted(TrainingRun):
+    """A run that ends after so many steps, however long they take, and reports each."""
+
+    @property
+    def progress(self) -> float:
+        return min(1.0, self.step / self.minutes)
+
+
+def train(folder: Path, steps: int, monkeypatch: pytest.MonkeyPatch) -> list[dict]:
+    words = f"--vae none --feed {folder}/feed --starts {folder}/starts --out {folder}/run --minutes {steps} --batch 2 --blocks 2 --lr 4e-3"
+    words += " --starts-batch 4 --guided-layer 0 --told-layer 1 --resampling 1 --resampling-at-once --no-compile --device cpu"
+    monkeypatch.setattr(sys, "argv", ["train_dit", *words.split()])
+    monkeypatch.setattr(train_dit, "garden_dit", small_dit)
+    monkeypatch.setattr(train_dit, "TrainingRun", functools.partial(Counted, report_every=0.0))
+    train_dit.main()
+    return [json.loads(line) for line in (folder / "run" / "log.jsonl").read_text().splitlines()]
+
+
+def test_first_blocks_are_learned_beside_the_windows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, clips in (("feed", random_clips(3)), ("starts", first_blocks(4))):
+        (tmp_path / name).mkdir()
+        write_shard(clips, tmp_path / name, 1)
+    lines = train(tmp_path, 12, monkeypatch)
+    assert [line["step"] for line in lines] == list(range(1, 13))
+    assert all({"loss", "s1.00", "pose", "seen", "starts", "their pose"} <= set(line) for line in lines)
+    assert lines[-1]["their pose"] < 0.95 * lines[0]["their pose"]
+    assert torch.load(tmp_path / "run" / "last.pt", weights_only=True)["step"] == 12
+    longer = train(tmp_path, 14, monkeypatch)  # the same command with more time
+    assert longer[:12] == lines and [line["step"] for line in longer[12:]] == [13, 14]
+    assert "at step 12" in capsys.readouterr().out
+
+
+def test_first_blocks_alone_are_no_walks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "feed").mkdir()
+    write_shard(random_clips(3), tmp_path / "feed", 1)
+    with pytest.raises(SystemExit):
+        train(tmp_path, 1, monkeypatch)
+    assert f"--starts {tmp_path}/starts" in capsys.readouterr().err and not (tmp_path / "run").exists()
