@@ -146,6 +146,12 @@ def test_shards(tmp_path: Path) -> None:
     assert sorted(file.name for file in tmp_path.glob("dit*")) == ["dit.safetensors"]
 
 
+def test_weights_can_be_read_as_other_files_can(tmp_path: Path) -> None:
+    (tmp_path / "other").touch()
+    (written,) = export.write({"a": torch.zeros(2)}, tmp_path / "dit.safetensors", {})
+    assert written.stat().st_mode == (tmp_path / "other").stat().st_mode
+
+
 def test_old_against_new() -> None:
     old = json.loads((ROOT / "docs" / "garden.json").read_text())
     new = json.loads((ROOT / "docs" / "garden.json").read_text())
