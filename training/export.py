@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from pathlib import Path
 
@@ -45,10 +44,11 @@ def write(weights: dict[str, Tensor], path: Path, metadata: dict[str, str], limi
     paths = [path if one else path.with_stem(f"{path.stem}-{i:05}-of-{len(shards):05}") for i in range(1, len(shards) + 1)]
     for old in (path, *path.parent.glob(f"{path.stem}-*-of-*{path.suffix}")):
         old.unlink(missing_ok=True)
-    os.umask(umask := os.umask(0o077))
     for shard, target in zip(shards, paths, strict=True):
+        target.touch()
+        mode = target.stat().st_mode  # of any new file; safetensors writes for its user alone, and weights are for others too
         save_file(shard, target, metadata)
-        target.chmod(0o666 & ~umask)  # weights are for others too; safetensors writes for its user alone
+        target.chmod(mode)
         print(f"{target}: {len(shard)} tensors, {target.stat().st_size / 1e6:.2f} MB")
     return paths
 

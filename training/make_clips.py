@@ -67,7 +67,7 @@ def main() -> None:
     parser.add_argument("--shard", type=int, default=40, help="clips in each, or a few more")
     parser.add_argument("--draw", type=int, default=2, help="start pictures at a time: more for a GPU")
     parser.add_argument("--idle", type=float, default=1 / 16, help="share of the clips in which one stands still")
-    parser.add_argument("--turning", type=float, default=0.0, help="share of those in which one turns all the time, half on the spot")
+    parser.add_argument("--turning", type=float, default=0.0, help="share of the clips in which one turns all the time")
     parser.add_argument("--blocks", type=int, default=CLIP_BLOCKS, help="of each clip: 1 for --starts of training.train_dit")
     parser.add_argument("--walks", type=int, default=WALKS_PER_START, help="clips of each start picture")
     parser.add_argument("--seed", type=int, default=0, help="0 to 80: other walks; a folder's next shards, too, are other walks")

@@ -54,7 +54,7 @@ OPTIONS = {
         "decoder": "",
     },
 }
-TRAINED = {  # for weights that know the garden: what those from nothing learn at, they only shake at; larger batches shake them less
+TRAINED = {  # for weights that know the garden: what those from nothing learn at, they only shake at; on a GPU not tried
     "cpu": ("--lr", "5e-4", "--robust", "0.03"),
     "cuda": ("--lr", "1e-3", "--robust", "0.03"),
 }

@@ -127,9 +127,7 @@ def test_no_shard_takes_the_place_of_another(tmp_path) -> None:
 
 
 @pytest.mark.parametrize("option", ["--idle", "--turning"])
-def test_a_share_is_a_share(
-    option: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_share_is_a_share(option: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(sys, "argv", ["make_clips", "--vae", "none", "--out", str(tmp_path / "feed"), option, "1.5"])
     with pytest.raises(SystemExit):
         make_clips()
