@@ -17,7 +17,15 @@ HALF = (torch.bfloat16, torch.float16)
 MANY_KEYS = (128, 1024)
 FEW_QUERIES = 8
 _plain_products = True
-_FUSED_LINEAR = getattr(torch.ops.mkldnn, "_linear_pointwise", None) if torch.backends.mkldnn.is_available() else None
+
+
+def onednn_has_bfloat16() -> bool:
+    """Whether oneDNN computes in bfloat16 on this processor: it wants AVX-512 (or its like), and refuses elsewhere."""
+    can = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)  # no public way to ask
+    return torch.backends.mkldnn.is_available() and can is not None and can()
+
+
+_FUSED_LINEAR = getattr(torch.ops.mkldnn, "_linear_pointwise", None) if onednn_has_bfloat16() else None
 
 
 def linear_gelu(x: Tensor, linear: nn.Linear) -> Tensor:

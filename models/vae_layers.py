@@ -13,8 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.causal_cache import CausalCache
+from models.kernels import onednn_has_bfloat16
 
-VOLUMES: dict[str, tuple[torch.dtype, ...]] = {"cpu": (torch.bfloat16,)}  # see `as_volume`
+VOLUMES: dict[str, tuple[torch.dtype, ...]] = {"cpu": (torch.bfloat16,) if onednn_has_bfloat16() else ()}  # see `as_volume`
 HISTORY = 2  # frames a 3-tap causal convolution remembers (`cache_t` in the literature)
 
 
@@ -111,7 +112,8 @@ class CausalConv3d(nn.Module):
 def as_volume(device: torch.device) -> tuple[torch.dtype, ...]:
     """Dtypes in which causal convolutions are quicker as one `conv3d` over [T+2, H, W] than as a `conv2d` over stacked frames.
 
-    On a CPU that is bfloat16 (oneDNN: 230 against 220 GFLOP/s on one core, and nothing to stack); in float32 it falls to a sixth.
+    On a CPU that is bfloat16 (oneDNN: 230 against 220 GFLOP/s on one core, and nothing to stack); in float32 it falls to a sixth, and where
+    oneDNN has no bfloat16 to a fourteenth.
     """
     return VOLUMES.get(device.type, ())
 

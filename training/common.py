@@ -7,16 +7,30 @@ import math
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from engine.world import choose_dtype
 from models.errors import one_line
 
 FITTING = "takes weights of this network: name others, or give configs/garden.yaml their sizes"  # advice, after an option's name
+
+
+def working_dtype(device: torch.device) -> torch.dtype:
+    """What is computed in while training: bfloat16 where the device multiplies it itself, else float32, which is then the quicker one.
+
+    Never float16: small gradients would be lost in it.
+    """
+    return torch.bfloat16 if choose_dtype("auto", device) == torch.bfloat16 else torch.float32
+
+
+def working_precision(device: torch.device) -> AbstractContextManager:
+    """Autocast to `working_dtype`; in float32 nothing is cast."""
+    return torch.autocast(device.type, torch.bfloat16) if working_dtype(device) == torch.bfloat16 else nullcontext()
 
 
 class MixedOptimizer:

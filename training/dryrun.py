@@ -90,7 +90,7 @@ def shapes(plan: Plan, world: WorldConfig) -> tuple[Networks, list[str], Estimat
     if plan.rollout is not None or plan.objective in ("regression", "dmd", "sid"):
         rollout = plan.rollout or RolloutSettings()
         plan = replace(plan, rollout=replace(rollout, horizon=(rollout.horizon[1],) * 2))
-    size = 2 if plan.precision == "bfloat16" else 4
+    size = 4 if plan.precision == "float32" else 2
     plan = replace(plan, precision="float32")  # there is no autocast on the meta device
     kind = OBJECTIVES[plan.objective]
     names = ["student"] + ["teacher"] * kind.needs_teacher + ["critic"] * kind.has_critic + ["target"] * kind.has_target

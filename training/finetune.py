@@ -16,7 +16,7 @@ import torch
 
 from engine import load_config
 from models.dit import DiT
-from training.common import Trainee, TrainingRun
+from training.common import Trainee, TrainingRun, working_dtype
 from training.draws import BatchNoise
 from training.guide import Guides, PoseGuide
 from training.latents import CLIP_BLOCKS, CLIP_LATENTS, ClipMaker, Clips, Windows, cut_windows, joined
@@ -34,7 +34,7 @@ class Rollout:
         self.device, self.guide, self.guidance = device, guide, guidance
         settings = RolloutSettings(finish=True, gradient_latents=CLIP_LATENTS)
         sampler = load_config("garden").sampler
-        self.rollout = SelfForcing(dit, STEPS, sampler.shift, settings, torch.bfloat16, last_noise=sampler.last_noise)
+        self.rollout = SelfForcing(dit, STEPS, sampler.shift, settings, working_dtype(device), last_noise=sampler.last_noise)
 
     def __call__(self, windows: Windows, blocks: int, given: int) -> dict[str, float]:
         """Backpropagates as it goes; ``given`` first blocks are the truth and only committed. Errors of the passes with the gradient:

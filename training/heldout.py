@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from engine import load_config
-from training.common import FITTING, load_weights, weights_for
+from training.common import FITTING, load_weights, weights_for, working_dtype
 from training.dataset import Batch
 from training.draws import BatchNoise
 from training.latents import ClipMaker, Clips, cut_windows
@@ -55,7 +55,7 @@ def main() -> None:
     for run in args.runs:
         dit = garden_dit().to(device)
         load_weights(dit, weights_for("training.heldout", run)[0], run, f"training.heldout {FITTING}")
-        play = Resampler(dit, STEPS, sampler.shift, torch.bfloat16, sampler.last_noise)
+        play = Resampler(dit, STEPS, sampler.shift, working_dtype(device), sampler.last_noise)
         print(run)
         for name, batch in (("walking", walks), ("standing still", still)):
             errors = block_errors(play, batch, [0] * BLOCKS)

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from engine import load_config
 from models.vae import VAE
+from training.common import working_dtype, working_precision
 from training.simulator import FULL_MOUSE, HEIGHT, WIDTH, Pose, random_actions, random_poses, rollout
 
 FULL_LOOK = load_config("garden").actions.look_scale[0] / FULL_MOUSE  # the model's mouse value for the simulator's
@@ -71,8 +72,9 @@ def joined(parts: Sequence[Clips]) -> Clips:
 
 
 class ClipMaker:
-    """Draws walks of ``blocks`` blocks, ``walks`` from each start, and encodes them with a frozen VAE in bfloat16. In a share ``idle``
-    of them one stands still, in a share ``turning`` one turns all the time.
+    """Draws walks of ``blocks`` blocks, ``walks`` from each start, and encodes them with a frozen VAE in `working_dtype`. In a share
+    ``idle`` of them one stands still, in a share ``turning`` one turns all the time; a share ``near`` of the starts is beside a trunk or
+    pillar.
 
     On a CPU the walks are encoded one by one, with weights laid out for that, which is quicker than any batch: what a layer makes then
     stays in the caches. Elsewhere all at once, in autocast, compiled.
@@ -80,13 +82,15 @@ class ClipMaker:
 
     def __init__(
         self, vae: VAE, seed: int, device: torch.device, compile_encoder: bool = True, idle: float = 1 / 16,
-        blocks: int = CLIP_BLOCKS, walks: int = WALKS_PER_START, turning: float = 0.0,
+        blocks: int = CLIP_BLOCKS, walks: int = WALKS_PER_START, turning: float = 0.0, near: float = 0.0,
     ) -> None:  # fmt: skip
         self.vae, self.device, self.idle, self.turning = vae.eval().requires_grad_(False), device, idle, turning
+        self.near = near
         self.latents, self.walks = 3 * blocks, walks
         self.generator = torch.Generator().manual_seed(seed)
         if device.type == "cpu":
-            self._encoder = copy.deepcopy(self.vae).to(torch.bfloat16)
+            self._dtype = working_dtype(device)
+            self._encoder = copy.deepcopy(self.vae).to(self._dtype)
             self._encoder.lay_out()
         else:
             self._mean = torch.compile(vae.mean) if compile_encoder else vae.mean
@@ -97,9 +101,9 @@ class ClipMaker:
     @torch.no_grad()
     def _encode(self, video: Tensor) -> Tensor:
         if self.device.type == "cpu":
-            mu = torch.cat([self._encoder.mean(one.to(torch.bfloat16)) for one in video.split(1)]).float()
+            mu = torch.cat([self._encoder.mean(one.to(self._dtype)) for one in video.split(1)]).float()
         else:
-            with torch.autocast(self.device.type, torch.bfloat16):
+            with working_precision(self.device):
                 mu = self._mean(video).float()
         mean, std = self.vae._scale(mu)
         return ((mu - mean) / std).permute(0, 4, 1, 2, 3)
@@ -112,7 +116,7 @@ class ClipMaker:
     def draw(self, starts: int) -> tuple[Clips, Tensor]:
         """New clips, and the pictures they are of: [N, 3, F, H, W] in [-1, 1]."""
         count, known = starts * self.walks, min(self.latents, CONDITION_LATENTS)
-        pose = random_poses(starts, self.generator)
+        pose = random_poses(starts, self.generator, self.near)
         pose = type(pose)(*(v.repeat_interleave(self.walks) for v in (pose.x, pose.y, pose.yaw, pose.pitch)))
         keyboard, mouse = random_actions(count, 4 * (self.latents - 1), self.generator, self.idle, self.turning)
         if self.device.type != "cpu":

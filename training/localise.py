@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from engine import load_config
 from models.attention import MaskPlan
 from models.dit import DiT
-from training.common import FITTING, Trainee, TrainingRun, load_weights, weights_for
+from training.common import FITTING, Trainee, TrainingRun, load_weights, weights_for, working_precision
 from training.guide import PoseGuide
 from training.latents import CLIP_BLOCKS, Clips, Windows, cut_windows, joined, sample_windows
 from training.learner import NOT_HIDDEN as ADAMW
@@ -61,7 +61,7 @@ class Localiser(nn.Module):
         amount = drift(batch, self.latents // BLOCK, noise).to(self.device)
         x = torch.cat([given.latents + amount * torch.randn_like(given.latents), given.condition], dim=1)
         clean = torch.zeros(batch, self.latents, device=self.device)
-        with torch.autocast(self.device.type, torch.bfloat16):
+        with working_precision(self.device):
             self.dit.forward_parallel(
                 x, clean, given.rows.keyboard, given.rows.mouse, torch.arange(self.latents), self.mask, None, self.plan
             )

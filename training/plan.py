@@ -6,12 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import torch
 import yaml
 
 from engine.config import WorldConfig, load_config, read_settings
 from engine.worldfile import list_worlds
 from models.errors import WorldError, one_line
 from models.flow import TRAIN_STEPS
+from training.common import working_dtype
 
 YAML_LIMIT = 32 << 10  # bytes
 OBJECTIVES = ("forcing", "regression", "dmd", "sid", "causvid", "consistency")
@@ -158,7 +160,8 @@ class Plan:
     """A whole training. ``steps`` and ``window`` replace the world's own; ``blocks`` is the window of objectives without rollout.
 
     ``batch`` counts all processes together; ``micro`` samples of a process are computed at a time (0: all). The student learns in
-    every ``student_every``-th iteration where there is a critic, which learns in each.
+    every ``student_every``-th iteration where there is a critic, which learns in each. ``precision`` "auto" is bfloat16 where the
+    device computes in it itself, else float32.
     """
 
     world: str
@@ -176,7 +179,7 @@ class Plan:
     iterations: int = 1000
     student_every: int = 5
     seed: int = 0
-    precision: Literal["float32", "bfloat16"] = "bfloat16"
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
     checkpointing: bool = False
     ema_decay: float = 0.99
     ema_from: int = 0
@@ -195,6 +198,10 @@ class Plan:
             raise ValueError(f"the objective {self.objective} reads no settings {stray[0]}; it reads {', '.join(SECTIONS[self.objective])}")
         if self.objective == "causvid" and self.forcing is not None and self.forcing.context == "all":
             raise ValueError("causvid trains what can be played: forcing.context must be noisy or clean")
+
+    def dtype(self, device: torch.device) -> torch.dtype:
+        """What is computed in on ``device``."""
+        return working_dtype(device) if self.precision == "auto" else getattr(torch, self.precision)
 
     def world_config(self, world: str | Path | None = None) -> WorldConfig:
         """The world's config, or that of another ``world`` in its place, with this plan's steps and window.

@@ -24,7 +24,7 @@ from engine import load_config
 from engine.session import to_uint8
 from models.vae import VAE
 from models.vae_layers import CausalConv3d
-from training.common import FITTING, load_weights, weights_for
+from training.common import FITTING, load_weights, weights_for, working_dtype
 from training.draws import BatchNoise
 from training.export import write
 from training.latents import ClipMaker, cut_windows
@@ -125,7 +125,7 @@ def main() -> None:
     dit = garden_dit().to(device)
     load_weights(dit, weights_for("--dit", args.dit)[0], args.dit, f"--dit {FITTING}")
     sampler = load_config("garden").sampler
-    play = Resampler(dit, STEPS, sampler.shift, torch.bfloat16, sampler.last_noise)
+    play = Resampler(dit, STEPS, sampler.shift, working_dtype(device), sampler.last_noise)
     maker = ClipMaker(vae, SEED, device, compile_encoder=False)
     mean, std = (torch.tensor(numbers, device=device) for numbers in read_scale(args.vae))
     walks = [(latents.permute(0, 2, 3, 4, 1) * std + mean, video) for latents, video in drawn(maker, play, 2 * args.clips, args.blocks)]

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from engine import load_config
 from models.dit import DiT
 from models.flow import FlowSchedule, add_noise
-from training.common import FITTING, Trainee, TrainingRun, load_weights, weights_for
+from training.common import FITTING, Trainee, TrainingRun, load_weights, weights_for, working_precision
 from training.latents import ClipMaker, Clips, Windows, cut_windows, joined, pictures
 from training.make_clips import open_feed
 from training.objectives.view import View
@@ -53,7 +53,7 @@ class Imagination:
             part = self.last_noise if timestep == self.timesteps[-1] else 1.0
             noisy = add_noise(x0, part * torch.randn_like(x0), float(sigma))
             times = timestep.float().expand(truth.shape[0], truth.shape[2]).to(self.device)
-            with torch.autocast(self.device.type, torch.bfloat16):
+            with working_precision(self.device):
                 x0 = self.view.x0(self.dit, noisy, times, sigma.to(self.device), given, truth)
         return x0
 
@@ -108,7 +108,7 @@ def main() -> None:
             truth = windows.latents.to(device)
             latents = truth + TRUTH_NOISE * torch.rand(()).to(device) * torch.randn_like(truth)
         for z, target in zip(latents.split(1), video.split(1), strict=True):
-            with torch.autocast(device.type, torch.bfloat16):
+            with working_precision(device):
                 ours = pixels((z * std + mean).permute(0, 2, 3, 4, 1)).float()
             error, detail = picture_loss(ours, target), sharpness_loss(ours, target)
             ((error + args.sharpness * detail) / BATCH).backward()

@@ -23,7 +23,7 @@ from engine import load_config
 from engine.conditioning import Windows as Rows
 from models.dit import DiT
 from models.flow import FlowSchedule
-from training.common import Trainee, TrainingRun
+from training.common import Trainee, TrainingRun, working_dtype, working_precision
 from training.dataset import Batch
 from training.draws import BatchNoise
 from training.guide import Guides
@@ -81,7 +81,7 @@ class TeacherForcing:
         self.view = View(latents, BLOCK, dit.config.local_attn_size, "clean", device)
         self.resampling, self.scale = resampling, scale
         if resampling:
-            self.resampler = Resampler(dit, steps, sampler.shift, torch.bfloat16, sampler.last_noise)
+            self.resampler = Resampler(dit, steps, sampler.shift, working_dtype(device), sampler.last_noise)
         if compiled:  # layer by layer: two kinds of layer are two compilations (with first blocks besides, four), whatever the depth
             for layer in dit.blocks:
                 layer.forward = torch.compile(layer.forward, dynamic=False)  # and not the call around it, which holds the guide's hook
@@ -102,7 +102,7 @@ class TeacherForcing:
         noisy = (1 - sigma) * x0 + per_block(strength) * sigma * torch.randn_like(x0)
         amount = drift(batch, blocks, self.context_noise).to(self.device)
         clean = (self._past(given) if torch.rand(()) < self.resampling else x0) + amount * torch.randn_like(x0)
-        with torch.autocast(self.device.type, torch.bfloat16):
+        with working_precision(self.device):
             out = self.view.x0(self.dit, noisy, self.timesteps[level].repeat_interleave(BLOCK, dim=1), sigma, given, clean)
         pose, known = windows.pose.to(self.device), self.view.known
         seen, lost = self.guide.loss(pose, known)

@@ -25,7 +25,7 @@ from torch import Tensor
 from engine import load_config
 from models.errors import one_line
 from models.vae import VAE
-from training.common import AveragedWeights, Trainee, TrainingRun, load_weights
+from training.common import AveragedWeights, Trainee, TrainingRun, load_weights, working_precision
 from training.simulator import random_actions, random_poses, rollout
 
 
@@ -129,7 +129,7 @@ def main() -> None:
     reports = 0
     while run.progress < 1:
         clips = sample_clips(args.batch, args.frames, generator, device)
-        with torch.autocast(device.type, torch.bfloat16):
+        with working_precision(device):
             ours, z = step_fn(vae, clips, args.noise, args.decoder_only)
         loss = picture_loss(ours.float(), clips)
         detail = sharpness_loss(ours.float(), clips)

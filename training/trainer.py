@@ -114,14 +114,14 @@ class Trainer:
     def _update(self, learner: Learner, purpose: str, loss_of: Callable[[Draws], tuple[Tensor, Report]]) -> Report:
         turn = self.iteration // (self.plan.student_every if purpose == "student" and self.critic is not None else 1)
         draws = Draws(self.plan.seed, self.iteration, self.samples, self.plan.batch, purpose, turn)
-        total = len(self.samples)
+        total, device = len(self.samples), self.workers.device
         size = self.plan.micro or total
         learner.forget()
         sums: Report = {}
         for first in range(0, total, size):
             part = draws.part(first, size)
             share = len(part.samples) / total
-            with half_precision(self.workers.device) if self.plan.precision == "bfloat16" else nullcontext():
+            with half_precision(device) if self.plan.dtype(device) == torch.bfloat16 else nullcontext():
                 loss, report = loss_of(part)
             (loss * share).backward()
             prefix = "" if purpose == "student" else f"{purpose} "
@@ -167,8 +167,7 @@ class Trainer:
     def draw_sheet(self) -> None:
         """Let the averaged student play a few clips, and keep the pictures."""
         blocks = min(self.data.most_blocks, 8)
-        dtype = torch.bfloat16 if self.plan.precision == "bfloat16" else torch.float32
-        sampler = self.world.sampler
+        dtype, sampler = self.plan.dtype(self.workers.device), self.world.sampler
         rollout = Rollout(self.networks.student, sampler.steps, sampler.shift, RolloutSettings(), dtype, last_noise=sampler.last_noise)
         with self.average.worn(self.networks.student):
             picture = contact_sheet(rollout, self.data, self.vae, blocks, self.workers.device, self.workers.main)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from training.simulator import HEIGHT, WIDTH, Pose, is_free, random_actions, random_poses, render, rollout, step
+from training.simulator import HEIGHT, WIDTH, Pose, is_free, random_actions, random_poses, render, rollout, step, world
+from training.simulator.motion import NEAR
 
 KEYS = {"w": 0, "s": 1, "a": 2, "d": 3}
 
@@ -80,6 +81,23 @@ def test_a_share_of_the_walks_turns_all_the_time_and_the_others_stay_what_they_w
     assert torch.equal(keyboard[~turned], plain_keyboard[~turned]) and torch.equal(mouse[~turned], plain_mouse[~turned])
     on_the_spot = (keyboard[turned] == 0).all(2).all(1) & (mouse[turned, :, 0] == 0).all(1)
     assert 0.4 < on_the_spot.float().mean() < 0.7
+
+
+def test_a_share_of_the_starts_has_a_thing_before_its_eyes_and_the_others_stay_what_they_were() -> None:
+    poses, plain = random_poses(600, seeded(4), near=0.4), random_poses(600, seeded(4))
+    assert is_free(poses.x, poses.y).all() and torch.equal(poses.pitch, plain.pitch)
+    moved = (poses.x != plain.x) | (poses.y != plain.y) | (poses.yaw != plain.yaw)
+    assert 0.33 < moved.float().mean() < 0.47
+    close = torch.zeros(600, dtype=torch.bool)
+    seen = []
+    for thing in world.THINGS:
+        dx, dy = thing.x - poses.x, thing.y - poses.y
+        aside = torch.remainder(torch.atan2(dy, dx) - poses.yaw + torch.pi, 2 * torch.pi) - torch.pi
+        here = (torch.hypot(dx, dy) <= thing.radius + world.BODY + NEAR + 1e-4) & (aside.abs() <= world.FIELD_OF_VIEW / 2 + 1e-4)
+        seen.append(int((here & moved).sum()))
+        close |= here
+    assert close[moved].all() and min(seen) > 10  # beside every one of them
+    assert not close[~moved].all()
 
 
 @pytest.mark.parametrize(("mouse", "dim", "sign"), [((0, 1), -1, -1), ((0, -1), -1, 1), ((1, 0), -2, 1), ((-1, 0), -2, -1)])

@@ -13,7 +13,8 @@ from engine import load_config
 from engine.clock import BlockClock
 from engine.conditioning import ConditionRing, Rows, StartCondition
 from models.dit import DiT
-from training.common import AveragedWeights, MixedOptimizer, Trainee, TrainingRun, cosine_schedule
+from tests.training.tiny import tiny_plan
+from training.common import AveragedWeights, MixedOptimizer, Trainee, TrainingRun, cosine_schedule, working_dtype, working_precision
 from training.finetune import Rollout
 from training.flow_sign import motion
 from training.guide import FEATURES, Guides, PoseGuide, pose_features
@@ -153,6 +154,22 @@ def test_a_window_of_one_block_begins_a_session() -> None:
     assert report["seen"] == 0
     loss.backward()
     assert all(p.grad is not None for p in dit.blocks.parameters() if p.requires_grad)
+
+
+def test_trainers_compute_in_bfloat16_only_where_it_is_native(monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu, gpu = torch.device("cpu"), torch.device("cuda")
+    for native, kind in ((True, torch.bfloat16), (False, torch.float32)):  # never float16, on an old GPU neither
+        monkeypatch.setattr("engine.world._cpu_has_bfloat16", lambda native=native: native)
+        monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda including_emulation=True, native=native: native)
+        assert working_dtype(cpu) == working_dtype(gpu) == kind
+        with working_precision(cpu):
+            assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == kind
+        plan = tiny_plan("forcing", precision="auto")
+        assert plan.dtype(cpu) == kind
+        assert replace(plan, precision="float32").dtype(cpu) == torch.float32
+        assert replace(plan, precision="bfloat16").dtype(cpu) == torch.bfloat16
+        maker = ClipMaker(garden_vae(), 3, cpu, blocks=1, walks=1)
+        assert {p.dtype for p in maker._encoder.encoder.parameters()} == {kind}
 
 
 def test_short_clips_are_the_beginnings_of_long_ones() -> None:

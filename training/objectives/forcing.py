@@ -99,7 +99,7 @@ class Forcing(Objective):
         """The window as the model plays it, but its last block, which nobody sees as past."""
         settings, sampler = self.plan.forcing or ForcingSettings(), self.world.sampler
         if self._resampler is None:
-            dtype = torch.bfloat16 if self.plan.precision == "bfloat16" else torch.float32
+            dtype = self.plan.dtype(self.device)
             self._resampler = Resampler(self.networks.student, sampler.steps, sampler.shift, dtype, sampler.last_noise)
         weights = torch.tensor(settings.begin_weights or [1.0] * len(sampler.steps))
         generator = draws.generator("begins", "all")

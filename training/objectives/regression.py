@@ -32,8 +32,7 @@ class Rolling(Objective):
     def __init__(self, plan: Plan, world: WorldConfig, networks: Networks, data: Data, device: torch.device) -> None:
         super().__init__(plan, world, networks, data, device)
         self.settings = plan.rollout or RolloutSettings()
-        dtype = torch.bfloat16 if plan.precision == "bfloat16" else torch.float32
-        sampler = world.sampler
+        dtype, sampler = plan.dtype(device), world.sampler
         self.rollout = Rollout(networks.student, sampler.steps, sampler.shift, self.settings, dtype, plan.checkpointing, sampler.last_noise)
 
     @property

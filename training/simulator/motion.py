@@ -15,6 +15,7 @@ from training.simulator import world
 
 _CIRCLES = [(t.x, t.y, t.radius + world.BODY) for t in world.THINGS]
 _CIRCLES.append((world.POND.x, world.POND.y, world.POND.radius + world.BODY * 0.75))
+NEAR = 0.8  # cells: what is so near that a step moves it far across the picture
 _LOW, _HIGH = world.WALL_MARGIN, world.SIZE - world.WALL_MARGIN
 
 
@@ -36,8 +37,11 @@ def is_free(x: Tensor, y: Tensor, slack: float = 0.0) -> Tensor:
     return free
 
 
-def random_poses(batch: int, generator: torch.Generator) -> Pose:
-    """Free places with any heading; the pitch is level in half of them and small in most others."""
+def random_poses(batch: int, generator: torch.Generator, near: float = 0.0) -> Pose:
+    """Free places with any heading; the pitch is level in half of them and small in most others.
+
+    In a share ``near`` of them one stands at most `NEAR` cells farther from a trunk or pillar than one can come, and has it in view.
+    """
     device = generator.device
     x, y = torch.empty(0, device=device), torch.empty(0, device=device)
     while len(x) < batch:
@@ -47,7 +51,28 @@ def random_poses(batch: int, generator: torch.Generator) -> Pose:
     yaw = (torch.rand(batch, generator=generator, device=device) * 2 - 1) * pi
     tilted = torch.rand(batch, generator=generator, device=device) < 0.5
     pitch = torch.randn(batch, generator=generator, device=device) * (world.PITCH_LIMIT / 3) * tilted
-    return Pose(x[:batch], y[:batch], yaw, pitch.clamp(-world.PITCH_LIMIT, world.PITCH_LIMIT))
+    x, y = x[:batch], y[:batch]
+    if near:  # drawn last, and only if asked for: the places of a seed stay what they were
+        spots = _spots_near_things(batch, generator)
+        chosen = torch.rand(batch, generator=generator, device=device) < near
+        x, y, yaw = (torch.where(chosen, beside, anywhere) for beside, anywhere in zip(spots, (x, y, yaw), strict=True))
+    return Pose(x, y, yaw, pitch.clamp(-world.PITCH_LIMIT, world.PITCH_LIMIT))
+
+
+def _spots_near_things(batch: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+    """Free x, y beside a trunk or pillar and a yaw that has it in view: [batch] each."""
+    device, count = generator.device, batch * 2 + 16
+    circles = torch.tensor(_CIRCLES[: len(world.THINGS)], device=device)
+    found = torch.empty(3, 0, device=device)
+    while found.shape[1] < batch:
+        cx, cy, closest = circles[torch.randint(len(circles), (count,), generator=generator, device=device)].unbind(1)
+        farther, around, aside = torch.rand(3, count, generator=generator, device=device)
+        towards = (around * 2 - 1) * pi  # from the spot to the thing
+        distance = closest + farther * NEAR
+        x, y = cx - distance * towards.cos(), cy - distance * towards.sin()
+        yaw = torch.remainder(towards + (aside - 0.5) * world.FIELD_OF_VIEW + pi, 2 * pi) - pi
+        found = torch.cat([found, torch.stack([x, y, yaw])[:, is_free(x, y)]], dim=1)
+    return tuple(found[:, :batch].unbind(0))
 
 
 def step(pose: Pose, keyboard: Tensor, mouse: Tensor) -> Pose:

@@ -1,0 +1,53 @@
+"""bfloat16 where oneDNN has none: on a processor without AVX-512 it refuses its own calls, and torch's are taken."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from models.kernels import linear_gelu, onednn_has_bfloat16
+from models.vae_layers import CausalConv3d, as_volume
+
+CPU = torch.device("cpu")
+
+
+@torch.no_grad()
+def layers_in_bfloat16() -> None:
+    """Raises if a layer that has calls of its own in bfloat16 cannot be computed, or is not what it is in float32."""
+    torch.manual_seed(0)
+    linear, conv = torch.nn.Linear(32, 64), CausalConv3d(8, 16, (3, 3, 3))
+    x, frames = torch.randn(1, 84, 32), torch.randn(1, 5, 6, 10, 8)
+    exact = linear_gelu(x, linear), conv(frames)
+    linear, conv = linear.bfloat16(), conv.bfloat16()
+    for layer in (conv, None):  # as it is, then laid out
+        half = linear_gelu(x.bfloat16(), linear), conv(frames.bfloat16())
+        for one, other in zip(half, exact, strict=True):
+            assert one.dtype == torch.bfloat16
+            torch.testing.assert_close(one.float(), other, atol=0.03, rtol=0.03)
+        if layer is not None:
+            layer.lay_out()
+
+
+def test_layers_in_bfloat16_are_what_they_are_in_float32() -> None:
+    layers_in_bfloat16()
+
+
+def test_so_they_are_where_onednn_has_no_bfloat16() -> None:
+    """As on this processor, were it an older one: oneDNN can be told so."""
+    if not torch.backends.mkldnn.is_available():
+        pytest.skip("torch was built without oneDNN here")
+    script = (
+        "from tests.models import test_kernels as t; t.layers_in_bfloat16(); "
+        "assert not t.onednn_has_bfloat16() and not t.as_volume(t.CPU), 'oneDNN has bfloat16 all the same'"
+    )
+    environment = os.environ | {"ONEDNN_MAX_CPU_ISA": "AVX2", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+
+
+def test_convolutions_over_volumes_only_where_they_are_quick() -> None:
+    assert (torch.bfloat16 in as_volume(CPU)) == onednn_has_bfloat16() and torch.float32 not in as_volume(CPU)
