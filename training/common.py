@@ -6,13 +6,15 @@ import json
 import math
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from engine.world import choose_dtype
 from models.errors import one_line
@@ -31,6 +33,25 @@ def working_dtype(device: torch.device) -> torch.dtype:
 def working_precision(device: torch.device) -> AbstractContextManager:
     """Autocast to `working_dtype`; in float32 nothing is cast."""
     return torch.autocast(device.type, torch.bfloat16) if working_dtype(device) == torch.bfloat16 else nullcontext()
+
+
+class _InFloat32(TorchFunctionMode):
+    """What is asked for as bfloat16 comes as a copy in float32."""
+
+    def __torch_function__(self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        return args[0].float().clone() if func is torch.Tensor.bfloat16 else func(*args, **(kwargs or {}))
+
+
+class Muon(torch.optim.Muon):
+    """torch's, which makes its updates orthogonal in bfloat16; here in `working_dtype`.
+
+    On a processor without bfloat16 those few products take several times as long as all the rest of a step does.
+    """
+
+    def step(self, closure: Callable | None = None) -> Any:
+        device = self.param_groups[0]["params"][0].device
+        with nullcontext() if working_dtype(device) == torch.bfloat16 else _InFloat32():
+            return super().step(closure)
 
 
 class MixedOptimizer:
@@ -59,7 +80,7 @@ class MixedOptimizer:
                 others.setdefault(rate, []).append(parameter)
         self.rates = [list(matrices), list(others)]
         by_rate = [{"params": part} for part in matrices.values()]
-        self.muon = torch.optim.Muon(by_rate, lr=lr, weight_decay=weight_decay, momentum=0.95, adjust_lr_fn="match_rms_adamw")
+        self.muon = Muon(by_rate, lr=lr, weight_decay=weight_decay, momentum=0.95, adjust_lr_fn="match_rms_adamw")
         self.adamw = torch.optim.AdamW([{"params": part} for part in others.values()], lr=adamw_lr, betas=(0.9, 0.95), weight_decay=0.0)
         self.base = (lr, adamw_lr)
 

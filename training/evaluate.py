@@ -18,6 +18,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from engine import World, load_config
+from engine.config import DTYPES
 from training import measures
 from training.pictures import compare_sheet, contact_sheet, film
 
@@ -27,6 +28,7 @@ def main() -> None:
     parser.add_argument("--world", default="garden")
     parser.add_argument("--weights", help="folder of other weights")
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", choices=DTYPES, default="auto", help="numbers to compute in; auto: bfloat16 where that is native")
     parser.add_argument("--starts", type=int, default=64)
     parser.add_argument("--minutes", type=float, nargs="+", default=[10, 30], help="walks whose second half is looked at")
     parser.add_argument("--other-walks", type=int, default=2, help="as long as the first: what one passes decides its sharpness")
@@ -38,7 +40,7 @@ def main() -> None:
     parser.add_argument("--film", type=Path, help="animated GIF of a walk")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
-    world = World.load(args.world, weights=args.weights, device=args.device)
+    world = World.load(args.world, weights=args.weights, device=args.device, dtype=args.dtype)
 
     def stable() -> measures.Table:
         tables, kept = measures.stable(world, args.minutes)
@@ -60,7 +62,7 @@ def main() -> None:
         if not world.config.sampler.hold_still:
             return table
         config = load_config(args.world, {"sampler.hold_still": False})
-        free = measures.quiet(World.load(config, weights=args.weights, device=args.device), count, args.quiet_minutes)
+        free = measures.quiet(World.load(config, weights=args.weights, device=args.device, dtype=args.dtype), count, args.quiet_minutes)
         return table | {f"{name}_if_remembered": value for name, value in free.items()}
 
     parts: dict[str, Callable[[], measures.Table]] = {
@@ -71,7 +73,8 @@ def main() -> None:
         "quiet": quiet,
         "stable": stable,
     }
-    played = json.loads(json.dumps({"weights": world.weight_hashes(), "sampler": asdict(world.config.sampler)}))  # tuples become lists
+    played = {"weights": world.weight_hashes(), "sampler": asdict(world.config.sampler), "dtype": str(world.dtype).removeprefix("torch.")}
+    played = json.loads(json.dumps(played))  # tuples become lists
     result: dict[str, object] = dict(played)
     if args.json and args.json.exists():
         before = json.loads(args.json.read_text())

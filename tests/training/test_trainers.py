@@ -8,13 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from engine import load_config
 from engine.clock import BlockClock
 from engine.conditioning import ConditionRing, Rows, StartCondition
 from models.dit import DiT
 from tests.training.tiny import tiny_plan
-from training.common import AveragedWeights, MixedOptimizer, Trainee, TrainingRun, cosine_schedule, working_dtype, working_precision
+from training.common import AveragedWeights, MixedOptimizer, Muon, Trainee, TrainingRun, cosine_schedule, working_dtype, working_precision
 from training.finetune import Rollout
 from training.flow_sign import motion
 from training.guide import FEATURES, Guides, PoseGuide, pose_features
@@ -170,6 +171,36 @@ def test_trainers_compute_in_bfloat16_only_where_it_is_native(monkeypatch: pytes
         assert replace(plan, precision="bfloat16").dtype(cpu) == torch.bfloat16
         maker = ClipMaker(garden_vae(), 3, cpu, blocks=1, walks=1)
         assert {p.dtype for p in maker._encoder.encoder.parameters()} == {kind}
+
+
+class Dtypes(TorchDispatchMode):
+    """Which dtypes are computed in."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: set[torch.dtype] = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        found = func(*args, **(kwargs or {}))
+        self.seen.update(x.dtype for x in (found if isinstance(found, tuple | list) else [found]) if isinstance(x, torch.Tensor))
+        return found
+
+
+def test_muon_keeps_to_float32_where_bfloat16_is_not_native(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    gradient, moved = torch.randn(24, 40), []
+    for native in (True, False):
+        monkeypatch.setattr("engine.world._cpu_has_bfloat16", lambda native=native: native)
+        weight = torch.nn.Parameter(torch.zeros(24, 40))
+        optimizer = Muon([weight], lr=1.0, weight_decay=0.0)
+        weight.grad = gradient.clone()
+        with Dtypes() as dtypes:
+            optimizer.step()
+        assert (torch.bfloat16 in dtypes.seen) == native and torch.equal(weight.grad, gradient)
+        moved.append(weight.detach())
+    torch.testing.assert_close(moved[0], moved[1], atol=0.02, rtol=0.02)
+    assert not torch.equal(moved[0], moved[1])
+    assert torch.linalg.svdvals(moved[1]).sub(1).abs().max() < 0.5  # orthogonal, as far as Muon takes it
 
 
 def test_short_clips_are_the_beginnings_of_long_ones() -> None:
