@@ -16,6 +16,7 @@ from engine.conditioning import HISTORY
 from engine.worldfile import Layer, asset_folder, config_folder, layer_of, merged, nested, read_layers
 from models.dit import DiTConfig
 from models.errors import WorldError, one_line
+from models.float8 import SIDES
 from models.flow import FlowSchedule
 from models.taehv import TAEHVConfig
 from models.vae import VAEConfig
@@ -34,6 +35,7 @@ LIST_LIMIT = 256
 PARTS = ("dit", "vae", "vision", "taehv")  # that have weight files
 DECODERS = ("vae", "taehv")
 CONTEXTS = ("clean", "last")
+LINEARS = ("exact", "float8")
 Layers = Sequence[Layer]
 
 
@@ -86,6 +88,7 @@ class WorldConfig:
 
     ``start`` is the default start picture: relative to the assets, or to the folder of a yaml of the user's own. ``seed`` is
     that of a session for which none is asked. ``decoder`` "taehv" makes the pictures with the tiny decoder: quicker, not the same.
+    ``linears`` "float8" makes the denoiser's large products in float8 (`models.float8`): quicker on a GPU that has it, not the same.
     """
 
     title: str
@@ -103,6 +106,7 @@ class WorldConfig:
     dtype: str = "auto"
     seed: int = 0
     decoder: str = "vae"
+    linears: str = "exact"
     taehv: TAEHVConfig = field(default_factory=TAEHVConfig)
     name: str = field(default="", metadata={"yaml": False})
     file: Path = field(default=Path(), metadata={"yaml": False})
@@ -155,6 +159,7 @@ class WorldConfig:
         side = math.lcm(vae.spatial_ratio * model.patch_size[1], vae.spatial_ratio * model.patch_size[2])
         channels = 2 * vae.z_dim + vae.temporal_ratio  # noise, start picture, mask
         mouse = 2 if actions.look_scale is not None else 0
+        fitting, sizes = not (model.dim % SIDES or model.ffn_dim % SIDES), f"they are {model.dim} and {model.ffn_dim}"
         return [
             (1 <= self.fps <= 240, f"fps must be 1 to 240, got {self.fps}"),
             (self._fits(self.height, side), f"height must be a multiple of {side} up to {SIDE_LIMIT}, got {self.height}"),
@@ -171,6 +176,8 @@ class WorldConfig:
             (bool(self.weights.dit and self.weights.vae), "weights needs at least one file for dit and one for vae"),
             (self.vision is None or bool(self.weights.vision), "weights needs a file for vision"),
             (self.decoder in DECODERS, f"decoder is one of {', '.join(DECODERS)}; got {self.decoder!r}"),
+            (self.linears in LINEARS, f"linears is one of {', '.join(LINEARS)}; got {self.linears!r}"),
+            (self.linears == "exact" or fitting, f"float8 wants model.dim and model.ffn_dim in multiples of {SIDES}: {sizes}"),
             (self.decoder == "vae" or bool(self.weights.taehv), f"the world {self.name} has no file for the decoder taehv (weights.taehv)"),
             (self.decoder == "vae" or self._fits_taehv(), "taehv must have the z_dim and the ratios of the vae"),
         ]

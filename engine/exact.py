@@ -100,6 +100,8 @@ def without_unused(plain: dict[str, Any], config: WorldConfig) -> dict[str, Any]
     """
     if config.decoder == "vae":
         plain = {key: value for key, value in plain.items() if key not in ("decoder", "taehv")}
+    if config.linears == "exact":
+        plain = {key: value for key, value in plain.items() if key != "linears"}
     later = {"context": "clean", "hold_still": False, "last_noise": 1.0}
     plain["sampler"] = {key: value for key, value in plain["sampler"].items() if key not in later or value != later[key]}
     return plain

@@ -138,7 +138,7 @@ def _describe(world: World) -> dict[str, Any]:
         del entry["does"]  # for people only
     settings = {"fps": config.fps, "height": config.height, "width": config.width, "dtype": str(world.dtype).removeprefix("torch.")}
     settings |= {"actions": actions, "sampler": asdict(config.sampler), "model": asdict(config.model), "vae": asdict(config.vae)}
-    settings |= {"decoder": config.decoder, "taehv": asdict(config.taehv)}
+    settings |= {"decoder": config.decoder, "taehv": asdict(config.taehv), "linears": config.linears}
     settings = without_unused(settings, config)
     settings["vision"] = None if config.vision is None else asdict(config.vision)
     return json.loads(json.dumps({"world": config.name, "weights": world.weight_hashes(), "settings": settings}))  # tuples become lists

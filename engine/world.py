@@ -28,6 +28,7 @@ from models.checkpoint import Module, build_empty, check_weights, load_in_turn, 
 from models.dit import DiT
 from models.errors import WeightError, WorldError, one_line
 from models.filecache import file_hash
+from models.float8 import why_not
 from models.kv_cache import DiTCache
 from models.taehv import TAEHV
 from models.telltale import unfinished
@@ -52,6 +53,8 @@ class World:
         self.attention = choose_attention(attention, device, dtype, config.model.head_dim)  # for the whole process
         self.dit, self.vae = dit, vae
         dit.fuse()
+        if config.linears == "float8":
+            dit.to_float8()
         vae.lay_out()
         self.decoder: VAE | TAEHV = taehv or vae  # what makes the pictures; only the VAE can encode
         self.decoder.lay_out()
@@ -82,6 +85,7 @@ class World:
         place, decoding = _device(device), _device(decode_device or device)
         kind = choose_dtype(dtype or config.dtype, place)
         choose_attention(attention, place, kind, config.model.head_dim)
+        _check_linears(config, place, kind)
         files = _files(config, None if weights is None else Path(weights))
         report = progress or (lambda what, part: None)
         dit, vae = _build(DiT, config.model), _build(VAE, config.vae)
@@ -110,6 +114,7 @@ class World:
         config = world if isinstance(world, WorldConfig) else load_config(world)
         place, decoding = _device(device), _device(decode_device or device)
         kind = choose_dtype(dtype or config.dtype, place)
+        _check_linears(config, place, kind)
         dit, vae = _build(DiT, config.model), _build(VAE, config.vae)
         randomise(dit, place, kind, seed)
         randomise(vae, decoding, kind, seed)
@@ -213,6 +218,7 @@ class World:
         found: dict[str, object] = {
             "decoder": self.config.decoder,
             "context": self.config.sampler.context,
+            "linears": self.config.linears,
             "compiled": self.compiled,
             "threads": torch.get_num_threads(),
             "attention": f"{self.attention.name}, {self.attention}",
@@ -282,6 +288,11 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
     return torch.bfloat16 if device.type == "cpu" and _cpu_has_bfloat16() else torch.float32
+
+
+def _check_linears(config: WorldConfig, device: torch.device, dtype: torch.dtype) -> None:
+    if config.linears == "float8" and (reason := why_not(device, dtype)):
+        raise WorldError(f"no float8 here: {reason}; leave --linears out")
 
 
 def _cpu_has_bfloat16() -> bool:

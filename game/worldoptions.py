@@ -40,6 +40,7 @@ def add_change_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--fps", type=whole(1, 240), metavar="N", help="native frames a second")
     group.add_argument("--decoder", choices=["vae", "taehv"], help="what makes the pictures; taehv is tiny and quick, and not the same")
     group.add_argument("--context", choices=["clean", "last"], help="keys of a clean pass, or (quicker, not the same) of the last step")
+    group.add_argument("--linears", choices=["exact", "float8"], help="products in float8: quicker on a GPU that has it, and not the same")
     group.add_argument(
         "--hold-still",
         action=argparse.BooleanOptionalAction,
@@ -54,7 +55,7 @@ def world_config(args: argparse.Namespace, name: str | None = None) -> WorldConf
 
     width, height = args.size or (None, None)
     changes = {"sampler.steps": args.steps, "model.local_attn_size": args.window, "fps": args.fps, "width": width, "height": height}
-    changes |= {"decoder": args.decoder, "sampler.context": args.context, "sampler.hold_still": args.hold_still}
+    changes |= {"decoder": args.decoder, "sampler.context": args.context, "sampler.hold_still": args.hold_still, "linears": args.linears}
     return load_config(name or args.world, {setting: value for setting, value in changes.items() if value is not None})
 
 

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models import kernels
+from models.float8 import Float8Linear
 from models.rope import Rotary, apply_rotary
 
 Attention = Callable[[Tensor, Tensor, Tensor], Tensor]  # q, k, v [B, heads, tokens, head_dim] -> [B, heads, query tokens, head_dim]
@@ -78,13 +79,19 @@ class SelfAttention(nn.Module):
         self.num_heads = num_heads
         self.q, self.k, self.v, self.o = (nn.Linear(dim, dim) for _ in range(4))
         self.norm_q, self.norm_k = nn.RMSNorm(dim, eps), nn.RMSNorm(dim, eps)  # over the whole width, before heads are split
-        self._qkv: Joined | None = None
+        self._qkv: Joined | Float8Linear | None = None
         self._norms: Tensor | None = None
 
     def fuse(self) -> None:
         """Make queries, keys and values one product from now on. Weights keep their names; they become parts of one tensor."""
         self._qkv = join(self.q, self.k, self.v)
         self._norms = torch.stack([self.norm_q.weight, self.norm_k.weight]).detach().float()
+
+    def to_float8(self) -> None:
+        """Make the products in float8 from now on, for good: the weights themselves are given up. Call `fuse` first."""
+        self._qkv = Float8Linear(*self._qkv)
+        self.o = Float8Linear.of(self.o)
+        self.q = self.k = self.v = None
 
     def _apply(self, *args: Any, **kwargs: Any) -> nn.Module:
         self._qkv = self._norms = None  # moved weights are no longer parts of one tensor
@@ -96,7 +103,8 @@ class SelfAttention(nn.Module):
             v = self.v(x)
             q, k = (self._turned(a, norm, grid, v.dtype) for a, norm in ((self.q(x), self.norm_q), (self.k(x), self.norm_k)))
         else:
-            qkv = F.linear(x, *self._qkv).unflatten(-1, (3, -1))  # [B, T, S, 3, dim]
+            qkv = self._qkv(x) if isinstance(self._qkv, Float8Linear) else F.linear(x, *self._qkv)
+            qkv = qkv.unflatten(-1, (3, -1))  # [B, T, S, 3, dim]
             v = qkv[..., 2, :]
             both = kernels.rms_norm(qkv[..., :2, :].float(), self._norms, self.norm_q.eps)
             both = apply_rotary(_heads_apart(both.flatten(3), 2 * self.num_heads), grid).to(v.dtype)  # [B, T x S, 2 x heads, head_dim]
@@ -107,7 +115,10 @@ class SelfAttention(nn.Module):
     def keys_values(self, x: Tensor, grid: Rotary) -> KeyValue:
         """What `forward` would put into the ring: keys and values, each [B, heads, T x S, head_dim]."""
         dim = x.shape[-1]
-        k, v = (self.k(x), self.v(x)) if self._qkv is None else F.linear(x, *(part[dim:] for part in self._qkv)).chunk(2, dim=-1)
+        if isinstance(self._qkv, Float8Linear):
+            k, v = self._qkv(x, first=dim).chunk(2, dim=-1)
+        else:
+            k, v = (self.k(x), self.v(x)) if self._qkv is None else F.linear(x, *(part[dim:] for part in self._qkv)).chunk(2, dim=-1)
         return self._turned(k, self.norm_k, grid, v.dtype), _heads_apart(v, self.num_heads).transpose(1, 2)
 
     def _turned(self, x: Tensor, norm: nn.RMSNorm, grid: Rotary, dtype: torch.dtype) -> Tensor:
@@ -123,6 +134,10 @@ class CrossAttention(nn.Module):
         self.num_heads = num_heads
         self.q, self.k, self.v, self.o = (nn.Linear(dim, dim) for _ in range(4))
         self.norm_q, self.norm_k = nn.RMSNorm(dim, eps), nn.RMSNorm(dim, eps)
+
+    def to_float8(self) -> None:
+        """Make what is asked of every token in float8 from now on; the image's keys and values, once a session, stay as they are."""
+        self.q, self.o = Float8Linear.of(self.q), Float8Linear.of(self.o)
 
     def keys_values(self, context: Tensor) -> KeyValue:
         """Keys and values of the projected image tokens [B, L, dim], each [B, heads, L, head_dim]: they depend on nothing else."""

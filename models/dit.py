@@ -109,6 +109,7 @@ class DiT(nn.Module):
         self.blocks = nn.ModuleList(Layer(config, i in config.action.blocks) for i in range(config.num_layers))
         self.head = Head(config)
         self.fused = False  # laid out for playing: weights change no more
+        self.rounded = False  # and in float8: see `to_float8`
         self._known_times: dict[object, tuple[list[Modulation], Modulation]] = {}
         self.body: Callable[..., Tensor] | None = None  # the compiled layers, see `compile`
         self.recordings: Recordings | None = None  # of the layers, see `record`
@@ -205,6 +206,18 @@ class DiT(nn.Module):
         for module in self.modules():
             if isinstance(module, (SelfAttention, ActionModule)):
                 module.fuse()
+
+    def to_float8(self) -> None:
+        """Make the products of attention and feed-forward in float8 from now on (`Layer.to_float8`), for good: for playing only.
+
+        Call `fuse` first. From here on the model cannot be moved, trained or saved. Raises ``ValueError`` where a size does not fit.
+        """
+        if not self.fused:
+            raise ValueError("lay the weights out first (DiT.fuse), then round them")
+        self._forget_recordings()
+        for layer in self.blocks:
+            layer.to_float8()
+        self.rounded = True
 
     def forward_parallel(
         self, x: Tensor, timestep: Tensor, keyboard: Tensor, mouse: Tensor | None, positions: Tensor, mask: Tensor,
@@ -307,6 +320,8 @@ class DiT(nn.Module):
         return self.time_projection(embedded).unflatten(-1, (6, -1)), embedded
 
     def _apply(self, *args: Any, **kwargs: Any) -> nn.Module:
+        if self.rounded:
+            raise ValueError("a model in float8 stays as it is: load its weights anew where you want them")
         self._known_times.clear()
         self._forget_recordings()
         self.fused = False

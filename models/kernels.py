@@ -28,9 +28,9 @@ def onednn_has_bfloat16() -> bool:
 _FUSED_LINEAR = getattr(torch.ops.mkldnn, "_linear_pointwise", None) if onednn_has_bfloat16() else None
 
 
-def linear_gelu(x: Tensor, linear: nn.Linear) -> Tensor:
+def linear_gelu(x: Tensor, linear: nn.Module) -> Tensor:
     """GELU (tanh) of a linear layer. In bfloat16 on a CPU oneDNN does both at once: torch's own GELU takes as long as the product."""
-    if _FUSED_LINEAR is not None and _plays_half(x, torch.bfloat16) and linear.weight.dtype == x.dtype:
+    if _FUSED_LINEAR is not None and _plays_half(x, torch.bfloat16) and _of_dtype(linear, x.dtype):
         if torch.jit.is_tracing():
             return _written_out().linear_gelu(x, linear.weight, linear.bias)
         return _FUSED_LINEAR(x, linear.weight, linear.bias, "gelu", [], "tanh")
@@ -94,6 +94,11 @@ def _scores(q: Tensor, k: Tensor) -> Tensor:
     """q k^T / sqrt(head_dim), [B x heads, query tokens, key tokens]; the root is divided by before the result is rounded."""
     ignored = q.new_empty(1, 1, 1)
     return torch.baddbmm(ignored, q.flatten(0, 1), k.flatten(0, 1).transpose(1, 2), beta=0, alpha=int(q.shape[-1]) ** -0.5)
+
+
+def _of_dtype(linear: nn.Module, dtype: torch.dtype) -> bool:
+    """Whether it is torch's own linear layer with such weights: not one in float8 (`models.float8`)."""
+    return isinstance(linear, nn.Linear) and linear.weight.dtype == dtype
 
 
 def _plays_half(x: Tensor, *kinds: torch.dtype) -> bool:

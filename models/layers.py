@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from models.action import ActionModule, Steering
 from models.attention import Attend, CrossAttention, SelfAttention
+from models.float8 import Float8Linear
 from models.kernels import linear_gelu
 from models.kv_cache import Block, KVRing, LayerCache
 from models.recorded import Recordings, play
@@ -39,6 +40,16 @@ class Layer(nn.Module):
         self.modulation = nn.Parameter(torch.zeros(1, 6, dim))
         with torch.no_grad():
             self.modulation[:, 2::3] = 1  # the two gates
+
+    def to_float8(self) -> None:
+        """Make attention's and the feed-forward part's products in float8 from now on, for good; `models.float8`. Call `DiT.fuse` first.
+
+        The action module stays as it is: a tenth of the products, and what the player says is not to be rounded.
+        """
+        self.self_attn.to_float8()
+        if self.cross_attn is not None:
+            self.cross_attn.to_float8()
+        self.ffn[0], self.ffn[2] = Float8Linear.of(self.ffn[0]), Float8Linear.of(self.ffn[2])
 
     def outputs(self) -> list[nn.Linear]:
         """The linear layers that write into the residual stream."""

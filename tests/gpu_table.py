@@ -53,6 +53,7 @@ def rows(compile_layers: bool = True) -> list[Row]:
         Row("pictures to the host", check="transfer", goal="pinned faster than pageable"),
         Row("decoder: stacked frames against volumes", check="layouts"),
         Row("window 6, keys of the last pass", ("--window", "6", "--context", "last", *fast)),
+        Row("window 6, float8", ("--window", "6", "--linears", "float8", *fast)),
         Row("window 15, against the plain variant", ("--window", "15", "--compare", "baseline", *fast)),
     ]
 

@@ -26,9 +26,10 @@ def test_every_row_at_the_smallest(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     place = Place(str(write_tiny_world(tmp_path, change=tiny_decoder)), "cpu", "bfloat16", 1)
     monkeypatch.setattr("engine.compile_world", partial(compile_world, backend="eager"))
     found = table(rows(compile_layers=False), place, tmp_path / "out", 300, own_process=False)
-    assert len(found) == 15 and not any("error" in row for row in found.values()), found
+    assert len(found) == 16 and not any("error" in row for row in found.values()), found
     assert found["window 6, TAEHV"]["engine"]["decoder"] == "taehv" and found["window 15"]["fps"] > 0
     assert "commit" not in found["window 6, keys of the last pass"]["stages"]
+    assert found["window 6, float8"]["engine"]["linears"] == "float8"
     assert found["window 6, against the plain variant"]["ratio"] > 0
     assert 0 < found["bfloat16 against float32"]["relative_errors"][0] < 0.1
     kernels = found["kernels in use"]
@@ -40,7 +41,7 @@ def test_every_row_at_the_smallest(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert found["decoder: stacked frames against volumes"]["volumes_ms"] > 0
     assert json.loads((tmp_path / "out" / "gpu_table.json").read_text()) == found
     text = (tmp_path / "out" / "gpu_table.md").read_text()
-    assert text.count("\n| ") >= 15 and "≥ 60 fps" in text and "TFLOP/s" in text
+    assert text.count("\n| ") >= 16 and "≥ 60 fps" in text and "TFLOP/s" in text
 
 
 @pytest.mark.skipif(not LONG, reason="two processes that import torch, half a minute on a busy core: REVERIE_LONG=1")

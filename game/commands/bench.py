@@ -120,8 +120,8 @@ def _check(args: argparse.Namespace) -> None:
         raise UsageError(f"--start {args.start}: {'is a folder, not a picture' if args.start.is_dir() else 'no such file'}")
     if args.start is not None and is_clip(args.start):
         raise UsageError(f"--start {args.start}: is a clip; what is measured begins with a picture")
-    if args.compare is not None and (args.decoder == "taehv" or args.context == "last"):
-        raise UsageError("--compare holds the exact model against the exact model: leave --decoder and --context out")
+    if args.compare is not None and (args.decoder == "taehv" or args.context == "last" or args.linears == "float8"):
+        raise UsageError("--compare holds the exact model against the exact model: leave --decoder, --context and --linears out")
     if args.part != "all" and args.compare is None:
         raise UsageError("--part goes with --compare: the report has every stage")
     if args.overlap and args.compare is not None:

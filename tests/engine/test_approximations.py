@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from engine import Action, Snapshot, World, WorldError, load_config
 from engine.exact import settings
 from game.cli import main
+from models.float8 import why_not
 from models.taehv import TAEHV
 from tests.tiny_world import random_weights, write_tiny_world
 
@@ -85,9 +86,41 @@ def test_keys_of_the_last_pass(tiny_yaml: Path, tiny_world: World) -> None:
         load_config(tiny_yaml, {"sampler.context": "dirty"})
 
 
+@pytest.mark.skipif(why_not(torch.device("cpu"), torch.float32) is not None, reason="torch cannot multiply float8 here")
+def test_products_in_float8(tiny_yaml: Path, tiny_world: World, tmp_path: Path) -> None:
+    config = load_config(tiny_yaml, {"linears": "float8"})
+    quick = World.load(config)
+    ours, exact = quick.session(1), tiny_world.session(1)
+    both = [(ours.step(action), exact.step(action)) for action in WALK]
+    first = [block[0].astype(float) for block in both[0]]  # random weights make much of little, later
+    assert not np.array_equal(*first) and np.abs(first[0] - first[1]).mean() < 8 < np.abs(first[0] - tiny_world.session(2).step()[0]).mean()
+    ours.rewind(3)
+    snapshot = ours.snapshot()
+    snapshot.save(tmp_path / "saved.safetensors")
+    again = World.load(config).resume(Snapshot.load(tmp_path / "saved.safetensors", quick))  # rounded once more: to the same
+    for action, (block, _) in zip(WALK[4:], both[4:], strict=True):
+        assert np.array_equal(ours.step(action), block) and np.array_equal(again.step(action), block)
+    with pytest.raises(WorldError, match="linears"):
+        tiny_world.resume(snapshot)
+    assert quick.describe()["linears"] == "float8"
+
+
+def test_no_float8(tiny_yaml: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(WorldError, match="linears is one of exact, float8; got 'int4'"):
+        load_config(tiny_yaml, {"linears": "int4"})
+    with pytest.raises(WorldError, match=r"float8 wants model\.dim and model\.ffn_dim in multiples of 16: they are 32 and 40"):
+        load_config(tiny_yaml, {"linears": "float8", "model.ffn_dim": 40})
+    monkeypatch.setattr("engine.world.why_not", lambda device, dtype: "it is an old one")
+    assert main(["--world", str(tiny_yaml), "--linears", "float8", "--headless", "--blocks", "1"]) == 2
+    assert "no float8 here: it is an old one; leave --linears out" in capsys.readouterr().err
+    assert main(["bench", "--world", str(tiny_yaml), "--random", "--linears", "float8", "--compare", "baseline"]) == 2
+    assert "leave --decoder, --context and --linears out" in capsys.readouterr().err
+
+
 def test_settings_of_before_are_those_of_now(tiny_yaml: Path, taehv_yaml: Path) -> None:
     """Saved games and sessions from before these settings existed still fit."""
     told = settings(load_config(tiny_yaml))
-    assert not any("decoder" in name or "taehv" in name or "context" in name for name in told)
+    assert not any(word in name for name in told for word in ("decoder", "taehv", "context", "linears"))
+    assert settings(load_config(tiny_yaml, {"linears": "float8"}))["linears"] == "float8"
     assert settings(load_config(taehv_yaml))["decoder"] == "taehv"
     assert settings(load_config(tiny_yaml, {"sampler.context": "last"}))["sampler.context"] == "last"

@@ -12,6 +12,7 @@ from engine import load_config
 from engine.bench_flops import block_work, decode_flops, pass_flops
 from models.checkpoint import build_empty
 from models.dit import DiT, DiTConfig
+from models.float8 import KIND
 
 
 def counted(config: DiTConfig, height: int, width: int, image: int) -> int:
@@ -52,3 +53,14 @@ def test_a_block_of_the_published_size(window: int, tera: int) -> None:
 def test_decoding_grows_with_the_picture() -> None:
     config = load_config("garden").vae
     assert decode_flops(config, 3, 16, 14) / decode_flops(config, 3, 8, 14) == pytest.approx(2, rel=0.02)
+
+
+@pytest.mark.parametrize("mode", ["universal", "templerun"])
+def test_weights_in_float8_are_a_byte_each(mode: str) -> None:
+    config = load_config(mode, {"linears": "float8", "model.num_layers": 16})
+    dit = build_empty(DiT, config.model).requires_grad_(False).to(torch.bfloat16)
+    dit.fuse()
+    dit.to_float8()
+    held = [*dit.parameters(), *(tensor for name, tensor in dit.named_buffers() if not name.endswith("scale"))]
+    assert block_work(config, torch.bfloat16).dit_bytes == pytest.approx(sum(tensor.nbytes for tensor in held), rel=1e-3)
+    assert any(tensor.dtype == KIND for tensor in held)

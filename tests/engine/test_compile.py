@@ -12,8 +12,10 @@ from torch._dynamo.utils import counters
 
 import engine.session
 from engine import Action, World, WorldError, load_config
+from engine.config import LINEARS
 from models.attention import SelfAttention
 from models.dit import DiT
+from models.float8 import why_not
 from models.vae import VAE
 from tests.tiny_world import with_image, write_tiny_world
 
@@ -33,9 +35,9 @@ def fresh_compiler():
     torch._dynamo.reset()
 
 
-def play_without_memory(yaml: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def play_without_memory(yaml: Path, monkeypatch: pytest.MonkeyPatch, linears: str = "exact") -> None:
     """A session on the meta device, which has no numbers: whoever reads one back fails. Only pictures may leave it."""
-    config = load_config(yaml)
+    config = load_config(yaml, {"linears": linears})
     with torch.device("meta"):
         dit, vae = DiT(config.model).requires_grad_(False), VAE(config.vae).requires_grad_(False)
     world = World(config, dit.eval(), vae.eval(), {}, torch.device("meta"), torch.float32)
@@ -47,9 +49,12 @@ def play_without_memory(yaml: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert session.clock.block == len(WALK)
 
 
+@pytest.mark.parametrize("linears", LINEARS)
 @pytest.mark.parametrize("kind", ["tiny", "image"])
-def test_nothing_is_read_back_inside_a_block(kind: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    play_without_memory(request.getfixturevalue(f"{kind}_yaml"), monkeypatch)
+def test_nothing_is_read_back_inside_a_block(
+    kind: str, linears: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    play_without_memory(request.getfixturevalue(f"{kind}_yaml"), monkeypatch, linears)
 
 
 def test_the_watch_sees_a_read(image_yaml: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -59,9 +64,12 @@ def test_the_watch_sees_a_read(image_yaml: Path, monkeypatch: pytest.MonkeyPatch
         play_without_memory(image_yaml, monkeypatch)
 
 
-def test_layers_are_one_graph_with_the_same_numbers(image_yaml: Path, fresh_compiler: None) -> None:
+@pytest.mark.parametrize("linears", LINEARS)
+def test_layers_are_one_graph_with_the_same_numbers(linears: str, image_yaml: Path, fresh_compiler: None) -> None:
     """``fullgraph`` refuses any break. Two kinds of layers make two graphs, for all blocks from the full window on."""
-    plain, compiled = (World.untrained(load_config(image_yaml), dtype="float32") for _ in range(2))
+    if linears == "float8" and (reason := why_not(torch.device("cpu"), torch.float32)):
+        pytest.skip(reason)
+    plain, compiled = (World.untrained(load_config(image_yaml, {"linears": linears}), dtype="float32") for _ in range(2))
     compiled.dit.compile(backend="eager")
     start = plain.random_start()
     ours, theirs = plain.session(2, start, rewind_mb=0), compiled.session(2, start, rewind_mb=0)
