@@ -23,6 +23,11 @@ from game.sessionfile import KIND, VERSION, SessionError, SessionFile, encode
 MAX_PICTURE = 1 << 20  # bytes a start picture may have to travel in the header
 
 _MISSING = object()
+_OPTIONS = {  # settings that an option of the command line changes, and what they are where a header does not name them
+    "sampler.steps": ("--steps", None), "model.local_attn_size": ("--window", None), "fps": ("--fps", None),
+    "height": ("--size", None), "width": ("--size", None), "decoder": ("--decoder", "vae"), "linears": ("--linears", "exact"),
+    "sampler.context": ("--context", "clean"), "sampler.hold_still": ("--hold-still", False),
+}  # fmt: skip
 
 
 class Header:
@@ -131,8 +136,8 @@ def _clip(session: SessionFile, world: World, given: Path | None, wanted: str) -
 
 def check_settings(session: SessionFile, config: WorldConfig) -> None:
     """Raise SessionError, naming the difference, when the world of ``config`` cannot give the same pictures. Cheap."""
-    header = session.header
-    _refuse(session, header["settings"] | {"noise": header["noise"]}, settings(config) | {"noise": NOISE})
+    there, here = session.header["settings"] | {"noise": session.header["noise"]}, settings(config) | {"noise": NOISE}
+    _refuse(session, there, here, _advice(there, here))
 
 
 def check_weights(session: SessionFile, world: World) -> None:
@@ -142,15 +147,32 @@ def check_weights(session: SessionFile, world: World) -> None:
     _refuse(session, {f"weights {name}": value for name, value in header["weights"].items()}, here)
     if header["dtype"] != dtype:
         raise SessionError(
-            f"{session.path}: was played with another world: dtype is {dtype} here, {_short(header['dtype'])} in the session"
+            f"{session.path}: was played with another world: dtype is {dtype} here, {_short(header['dtype'])} in the session; "
+            f"give --dtype {_short(header['dtype'])}"
         )
 
 
-def _refuse(session: SessionFile, there: dict[str, Any], here: dict[str, Any]) -> None:
+def _refuse(session: SessionFile, there: dict[str, Any], here: dict[str, Any], advice: str = "") -> None:
     different = _differences(there, here)
     if different:
         more = f" (and {len(different) - 1} more)" if len(different) > 1 else ""
-        raise SessionError(f"{session.path}: was played with another world: {different[0]}{more}")
+        raise SessionError(f"{session.path}: was played with another world: {different[0]}{more}{advice}")
+
+
+def _advice(there: dict[str, Any], here: dict[str, Any]) -> str:
+    """The options that make these settings those of the session; nothing if there is one that no option changes."""
+    words: dict[str, str] = {}
+    for name in (name for name in there | here if here.get(name, _MISSING) != there.get(name, _MISSING)):
+        option, usual = _OPTIONS.get(name, ("", None))
+        value = there.get(name, usual)
+        if value is None:
+            return ""
+        if option == "--size":
+            value = f"{_short(there.get('width'))}x{_short(there.get('height'))}"
+        elif option == "--hold-still":
+            option, value = ("--hold-still" if value is True else "--no-hold-still"), ""
+        words[option] = ",".join(map(_short, value)) if isinstance(value, list) else _short(value)
+    return f"; give {' '.join(f'{option} {value}'.strip() for option, value in words.items())}" if words else ""
 
 
 def other_machine(session: SessionFile, world: World) -> list[str]:

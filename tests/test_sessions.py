@@ -12,8 +12,10 @@ from typing import Any
 import imageio.v3 as iio
 import pygame
 import pytest
+import torch
 
 from engine import IDLE, Action, Session, World
+from engine.world import choose_dtype
 from game import cli
 from game.commands import play
 from game.commands.replay import run_for_play, tell
@@ -22,6 +24,7 @@ from game.names import part_of
 from game.player import Game
 from game.replay import Check, Plan
 from game.sessionfile import SessionError, read_session
+from models.float8 import why_not
 from tests.child import kill_tree, spawn
 from tests.game.dream import walk
 from tests.long import LONG, times
@@ -94,7 +97,7 @@ def test_what_cannot_be_replayed_is_refused_with_the_difference(tiny: Path, tmp_
     assert reverie("--world", tiny, "--headless", "--blocks", 2, "--record", "walk.mp4") == 0
     assert "--world" in refused(capsys, "replay", session, "--verify")
     assert "session" in refused(capsys, "replay", session, "--world", "garden", "--verify")
-    assert "fps is 16 here, 48 in the session" in refused(
+    assert "fps is 16 here, 48 in the session; give --fps 48" in refused(
         capsys, "replay", session, "--world", _other(tmp_path / "a", 0, fps=16), "--verify"
     )
     line = refused(capsys, "replay", session, "--world", _other(tmp_path / "b", 1), "--verify")
@@ -111,6 +114,20 @@ def test_what_cannot_be_replayed_is_refused_with_the_difference(tiny: Path, tmp_
     assert "not the film" in refused(capsys, "replay", session, "--world", tiny, "--verify", "--film", _film("x.mp4"))
     Path("text.png").write_text("no picture")
     assert "text.png" in refused(capsys, "replay", session, "--world", tiny, "--verify", "--start", "text.png")
+
+
+@pytest.mark.parametrize("changes", ["--context last --steps 1000,400", "--linears float8", "--size 64x32 --hold-still"])
+def test_the_refusal_says_which_options_play_it(changes: str, tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """And with them it is played: every frame as recorded."""
+    cpu = torch.device("cpu")
+    if "float8" in changes and (reason := why_not(cpu, choose_dtype("auto", cpu))):
+        pytest.skip(reason)
+    session = "walk.session.jsonl"
+    assert reverie("--world", tiny, "--headless", "--blocks", 3, "--session", session, *changes.split()) == 0
+    _, give, advice = refused(capsys, "replay", session, "--world", tiny, "--verify").partition("; give ")
+    assert give and sorted(advice.split()) == sorted(changes.split())
+    assert reverie("replay", session, "--world", tiny, "--verify", *advice.split()) == 0
+    assert "3 blocks, every frame as recorded" in capsys.readouterr().out
 
 
 def _other(folder: Path, seed: int, fps: int = 48, window: int = 15) -> Path:
