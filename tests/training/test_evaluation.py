@@ -6,19 +6,24 @@ import hashlib
 import json
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 from engine import load_config
 
 ROOT = Path(__file__).parents[2]
-MEASURED = json.loads((ROOT / "docs/garden.json").read_text())
+MEASURED, IN_FLOAT32 = (json.loads((ROOT / "docs" / name).read_text()) for name in ("garden.json", "garden_float32.json"))
 
 
-def test_the_evaluation_is_of_the_weights_in_the_box() -> None:
+@pytest.mark.parametrize("measured", [MEASURED, IN_FLOAT32], ids=["bfloat16", "float32"])
+def test_the_evaluation_is_of_the_weights_in_the_box(measured: dict[str, Any], request: pytest.FixtureRequest) -> None:
     folder = ROOT / "assets/garden"
-    assert MEASURED["weights"] == {
+    assert measured["weights"] == {
         f"{part}/{part}.safetensors": hashlib.sha256((folder / f"{part}.safetensors").read_bytes()).hexdigest() for part in ("dit", "vae")
     }
-    assert MEASURED["sampler"] == json.loads(json.dumps(asdict(load_config("garden").sampler)))
+    assert measured["sampler"] == json.loads(json.dumps(asdict(load_config("garden").sampler)))
+    assert measured["dtype"] == request.node.callspec.id
 
 
 def test_the_page_says_what_was_measured() -> None:
@@ -31,3 +36,15 @@ def test_the_page_says_what_was_measured() -> None:
     said += [f"{MEASURED['turning']['psnr_to_start']:.1f} dB", f"{MEASURED['quiet']['mean_drift']:.1f} grey levels"]
     assert [words for words in said if words not in page] == []
     assert f"{100 * MEASURED['obedient']['share']:.3g} %" in page
+
+
+def test_the_page_says_what_was_measured_in_float32() -> None:
+    page = (ROOT / "docs/GARDEN.md").read_text()
+    row = next(line for line in page.splitlines() if line.startswith("| float32, ")).split(" | ")
+    faithful, turning, stable = (IN_FLOAT32[name] for name in ("faithful", "turning", "stable"))
+    said = [f"{faithful[f'psnr_{s}s']:.1f} ({faithful[f'psnr_{s}s_mean_of_starts']:.1f})" for s in (1, 4, 16)]
+    said += [f"{turning['psnr_to_start']:.1f} ({turning['psnr_to_start_mean_of_starts']:.1f})", f"{IN_FLOAT32['quiet']['mean_drift']:.1f}"]
+    said += [f"{100 * IN_FLOAT32['obedient']['share']:.3g} %"]
+    looks = ("sharpness", "contrast", "saturation")
+    said += [", ".join(f"{table[name]:.2f}" for name in looks) for table in (stable["after 30 min"], stable["walk 2"], stable["walk 3"])]
+    assert [words for words in said if not any(words in cell for cell in row)] == []
