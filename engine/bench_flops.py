@@ -45,10 +45,10 @@ def block_work(config: WorldConfig, dtype: torch.dtype) -> BlockWork:
     places = (height // model.patch_size[1]) * (width // model.patch_size[2])
     image = 0 if config.vision is None else config.vision.num_tokens
     n, window = model.num_frame_per_block, model.local_attn_size
-    weights = sum(tensor.numel() for tensor in build_empty(DiT, model).parameters())
-    rounded = 0  # of them, to a byte each: see `models.layers.Layer.to_float8`
+    dit = build_empty(DiT, model).requires_grad_(False).to(dtype)
     if config.linears == "float8":
-        rounded = model.num_layers * model.dim * (4 * model.dim + 2 * model.ffn_dim + (2 * model.dim if model.img_dim else 0))
+        dit.fuse()
+        dit.to_float8()
     per_latent = 2 * (model.num_layers * places * model.dim)  # keys and values
     if model.action.blocks:
         per_latent += 2 * len(model.action.blocks) * model.action.hidden * ((places if model.action.mouse_dim else 0) + 1)
@@ -57,7 +57,7 @@ def block_work(config: WorldConfig, dtype: torch.dtype) -> BlockWork:
         commit=pass_flops(model, places, n, window, image, keys_only=True) if config.sampler.context == "clean" else 0,
         decode=decode_flops(config.taehv if config.decoder == "taehv" else config.vae, n, height, width),
         passes=len(config.sampler.steps),
-        dit_bytes=(weights - rounded) * dtype.itemsize + rounded,
+        dit_bytes=sum(tensor.nbytes for tensor in (*dit.parameters(), *dit.buffers())),
         cache_bytes=per_latent * window * dtype.itemsize,
     )
 

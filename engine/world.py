@@ -291,6 +291,7 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
 
 
 def _check_linears(config: WorldConfig, device: torch.device, dtype: torch.dtype) -> None:
+    """Raise WorldError where the world asks for float8 and there is none."""
     if config.linears == "float8" and (reason := why_not(device, dtype)):
         raise WorldError(f"no float8 here: {reason}; leave --linears out")
 

@@ -19,10 +19,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models import layers
 from models.action import ActionConfig, ActionModule, Steering
 from models.attention import Attend, MaskPlan, SelfAttention, attention
 from models.kv_cache import DiTCache, KVRing, LayerCache
-from models.layers import CondRows, Head, ImageProjection, Layer, Modulation, run_recorded, timestep_embedding, uniform
+from models.layers import CondRows, Head, ImageProjection, Layer, Modulation, timestep_embedding, uniform
 from models.recorded import Recordings, recordable
 from models.rope import Rotary, axis_split, prepare_rotary, rotary_grid, rotary_time
 
@@ -161,7 +162,7 @@ class DiT(nn.Module):
         All those have one shape, and all layers of a kind one graph. Until the window is full, layers run as they are. The compiler
         works when the first of those passes comes.
         """
-        self.body = torch.compile(_layer_body, fullgraph=True, dynamic=False, **options)
+        self.body = torch.compile(layers.layer_body, fullgraph=True, dynamic=False, **options)
 
     def record(self) -> None:
         """Have the layers' calls recorded from now on (`models.recorded`), for passes over a full window on a CPU."""
@@ -181,19 +182,19 @@ class DiT(nn.Module):
         body = self._whole_window(modulations) if block.start + block.n - block.first == block.window else None
         if body is not None:
             return [
-                partial(_run_over_window, body, modulation, steering, given, memory)
+                partial(layers.run_over_window, body, modulation, steering, given, memory)
                 for modulation, steering, memory in zip(modulations, given.steerings, cache.layers, strict=True)
             ]
         return [
-            partial(_run_as_it_is, modulation, steering, given, memory.attend(block))
+            partial(layers.run_as_it_is, modulation, steering, given, memory.attend(block))
             for modulation, steering, memory in zip(modulations, given.steerings, cache.layers, strict=True)
         ]
 
     def _whole_window(self, modulations: Sequence[Modulation | Tensor]) -> Callable[..., Tensor] | None:
-        """How a layer is run over a full window, `_layer_body` as it is compiled or recorded; None: as over any other window."""
+        """How a layer is run over a full window, `layers.layer_body` as it is compiled or recorded; None: as over any other window."""
         kept = isinstance(modulations[0], tuple)  # so nothing depends on weights that may change
         if self.body is None and self.recordings is not None and kept and recordable(self.patch_embedding.weight):
-            return partial(run_recorded, self.recordings)
+            return partial(layers.run_recorded, self.recordings)
         return self.body
 
     def fuse(self) -> None:
@@ -386,26 +387,6 @@ class DiT(nn.Module):
             for layer in self.blocks:
                 for linear in layer.outputs():
                     linear.weight.mul_(depth)
-
-
-def _layer_body(
-    layer: Layer, x: Tensor, modulation: Modulation, steering: Steering | None, grid: Rotary, time: Rotary, memory: LayerCache,
-    slots: Tensor,
-) -> Tensor:  # fmt: skip
-    return layer(x, modulation, steering, grid, time, memory.attend_full(slots))
-
-
-def _run_over_window(
-    body: Callable[..., Tensor], modulation: Modulation, steering: Steering | None, given: Given, memory: LayerCache, layer: Layer,
-    x: Tensor,
-) -> Tensor:  # fmt: skip
-    return body(layer, x, modulation, steering, given.grid, given.time, memory, given.slots)
-
-
-def _run_as_it_is(
-    modulation: Modulation, steering: Steering | None, given: Given, attend: Attend, layer: Layer, x: Tensor
-) -> Tensor:  # fmt: skip
-    return layer(x, modulation, steering, given.grid, given.time, attend)
 
 
 def _autocasts(device: torch.device) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
@@ -154,6 +155,29 @@ def modulate(x: Tensor, shift: Tensor, scale: Tensor, eps: float) -> Tensor:
 def uniform(modulation: Modulation) -> Modulation:
     """The modulation of a single latent [1, 1, 1, dim] as one for all of them, each [dim]; see `modulate`."""
     return tuple((part + 1 if i % 3 == 1 else part).flatten() for i, part in enumerate(modulation))
+
+
+def layer_body(
+    layer: Layer, x: Tensor, modulation: Modulation, steering: Steering | None, grid: Rotary, time: Rotary, memory: LayerCache,
+    slots: Tensor,
+) -> Tensor:  # fmt: skip
+    """``layer`` over a full window (`KVRing.attend_full`), to be compiled; x [B, T, S, dim] -> [B, T, S, dim]."""
+    return layer(x, modulation, steering, grid, time, memory.attend_full(slots))
+
+
+def run_over_window(
+    body: Callable[..., Tensor], modulation: Modulation, steering: Steering | None, given: Given, memory: LayerCache, layer: Layer,
+    x: Tensor,
+) -> Tensor:  # fmt: skip
+    """``layer`` by ``body``: `layer_body` compiled, or `run_recorded`."""
+    return body(layer, x, modulation, steering, given.grid, given.time, memory, given.slots)
+
+
+def run_as_it_is(
+    modulation: Modulation, steering: Steering | None, given: Given, attend: Attend, layer: Layer, x: Tensor
+) -> Tensor:  # fmt: skip
+    """``layer`` over whatever window there is."""
+    return layer(x, modulation, steering, given.grid, given.time, attend)
 
 
 def run_recorded(

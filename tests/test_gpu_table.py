@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from engine import compile_world
 from engine.bench_machine import SIDE
+from models.float8 import why_not
 from tests.gpu_table import Place, rows, run_row, table
 from tests.long import LONG
 from tests.tiny_world import write_tiny_world
@@ -28,10 +30,11 @@ def test_every_row_at_the_smallest(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     place = Place(str(write_tiny_world(tmp_path, change=tiny_decoder)), "cpu", "bfloat16", 1)
     monkeypatch.setattr("engine.compile_world", partial(compile_world, backend="eager"))
     found = table(rows(compile_layers=False), place, tmp_path / "out", 300, own_process=False)
-    assert len(found) == 16 and not any("error" in row for row in found.values()), found
+    here = why_not(torch.device("cpu"), torch.bfloat16) is None  # torch's float8 on this processor
+    assert len(found) == 16 and [name for name, row in found.items() if "error" in row] == ["window 6, float8"] * (not here), found
     assert found["window 6, TAEHV"]["engine"]["decoder"] == "taehv" and found["window 15"]["fps"] > 0
     assert "commit" not in found["window 6, keys of the last pass"]["stages"]
-    assert found["window 6, float8"]["engine"]["linears"] == "float8"
+    assert not here or found["window 6, float8"]["engine"]["linears"] == "float8"
     assert found["window 6, against the plain variant"]["ratio"] > 0
     assert 0 < found["bfloat16 against float32"]["relative_errors"][0] < 0.1
     kernels = found["kernels in use"]

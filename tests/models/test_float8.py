@@ -119,5 +119,7 @@ def test_why_not(monkeypatch: pytest.MonkeyPatch) -> None:
     def missing(*_: object, **__: object) -> None:
         raise NotImplementedError("no kernel\nand many more lines")
 
+    monkeypatch.setattr("torch._scaled_mm", lambda rows, weight, *_, **__: rows.float() @ weight.float())  # without their scales
+    assert why_not(CPU, torch.float32) == f"torch {torch.__version__} multiplies it wrongly on cpu"
     monkeypatch.setattr("torch._scaled_mm", missing)
     assert why_not(CPU, torch.float32) == f"torch {torch.__version__} cannot on cpu: no kernel"
