@@ -106,7 +106,8 @@ def read_film(path: Path, height: int, width: int) -> Iterator[np.ndarray]:
 
 
 def _reader(path: Path) -> Iterator:
-    return imageio_ffmpeg.read_frames(str(path.absolute()), output_params=["-fps_mode", "passthrough"])
+    quiet = ["-nostdin"]  # else "Press [q] to stop" may land in the middle of the line that imageio reads the size from
+    return imageio_ffmpeg.read_frames(str(path.absolute()), input_params=quiet, output_params=["-fps_mode", "passthrough"])
 
 
 def recover_parts(folder: Path) -> list[str]:

@@ -30,7 +30,22 @@ def keep_to_own_cores() -> None:
         torch.set_num_threads(len(own))
 
 
+def read_films_quietly() -> None:
+    """imageio reads a film's size from a line in which ffmpeg's "Press [q] to stop" may land; with ``-nostdin`` it says no such thing."""
+    try:
+        import imageio_ffmpeg
+    except ImportError:  # the machines with a GPU have none, and read no films
+        return
+    read_frames = imageio_ffmpeg.read_frames
+
+    def quietly(path: str, *formats: Any, input_params: list[str] | None = None, **options: Any) -> Iterator[Any]:
+        return read_frames(path, *formats, input_params=["-nostdin", *(input_params or [])], **options)
+
+    imageio_ffmpeg.read_frames = quietly
+
+
 keep_to_own_cores()
+read_films_quietly()
 os.environ["REVERIE_CACHE"] = tempfile.mkdtemp(prefix="reverie-test-cache-")  # never the cache of whoever runs the tests
 atexit.register(shutil.rmtree, os.environ["REVERIE_CACHE"], ignore_errors=True)
 REFERENCE = Path(os.environ.get("REVERIE_REFERENCE", Path(__file__).parents[2] / "shared" / "reference"))

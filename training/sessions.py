@@ -125,7 +125,7 @@ class Film:
             import imageio_ffmpeg
         except ImportError:
             raise WorldError("reading films needs a package that is missing: pip install imageio-ffmpeg") from None
-        only = ["-f", "mov", "-protocol_whitelist", "file", "-max_pixels", str(MAX_PIXELS)]  # a playlist could name other files
+        only = ["-nostdin", "-f", "mov", "-protocol_whitelist", "file", "-max_pixels", str(MAX_PIXELS)]  # a playlist could name other files
         self.path = path
         self._frames = imageio_ffmpeg.read_frames(str(path), input_params=only)
         try:
