@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from models.kernels import CALLS
+
 if TYPE_CHECKING:
     from engine.config import WorldConfig
     from engine.world import World
@@ -79,6 +81,8 @@ def fingerprint(world: World) -> dict[str, Plain]:
         "float32": torch.get_float32_matmul_precision(),
         "compile": world.compiled,
     }
+    if world.dtype in CALLS and "cpu" in (device.type, world.decode_device.type):
+        found["calls"] = CALLS[world.dtype]
     if device.type == "cuda":
         found |= {
             "gpu": torch.cuda.get_device_name(device),

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models import winograd
 from models.causal_cache import CausalCache
 from models.kernels import onednn_has_bfloat16
 
@@ -61,6 +62,7 @@ class CausalConv3d(nn.Module):
         conv = nn.Conv3d(in_dim, out_dim, kernel)  # for its initialisation
         self.weight, self.bias = conv.weight, conv.bias
         self._stacked: Tensor | None = None
+        self._tiled: Tensor | None = None
 
     def with_history(self, x: Tensor, cache: CausalCache | None) -> Tensor:
         """x preceded by the two frames before it (zeros where there were none): `[B, T+2, H, W, C]`."""
@@ -77,6 +79,8 @@ class CausalConv3d(nn.Module):
         out_dim = self.weight.shape[0]
         if self.kernel[0] == 1:
             return F.linear(x, self.weight.view(out_dim, -1), self.bias)
+        if self._tiled is not None and winograd.takes(x):
+            return self._in_tiles(x, self._tiled, cache)
         return self.without_history(self.with_history(x, cache))
 
     def without_history(self, x: Tensor) -> Tensor:
@@ -91,6 +95,15 @@ class CausalConv3d(nn.Module):
             return F.linear(x, weight.flatten(1), self.bias)
         return _as_video(F.conv2d(_as_images(x), weight, self.bias, padding=side), batch)
 
+    def _in_tiles(self, x: Tensor, weights: Tensor, cache: CausalCache | None) -> Tensor:
+        """As `forward` does otherwise, by `models.winograd`."""
+        height, width = x.shape[2:4]
+        past = cache.read(self.slot) if cache is not None else None
+        extended = winograd.extend(x, past, HISTORY)
+        if cache is not None:
+            cache.write(self.slot, extended[:, -HISTORY:, 1 : height + 1, 1 : width + 1])
+        return winograd.convolve(extended, weights, self.bias, height, width)
+
     def _stack(self) -> Tensor:
         """The weight over three frames side by side in the channels: `[out, 3*C, k, k]`, channels last."""
         return self.weight.transpose(1, 2).flatten(1, 2).contiguous(memory_format=torch.channels_last)
@@ -101,11 +114,13 @@ class CausalConv3d(nn.Module):
             return
         if self.kernel[1] > 1 and self.weight.dtype in as_volume(self.weight.device):
             self.weight = nn.Parameter(self.weight.detach().contiguous(memory_format=torch.channels_last_3d), requires_grad=False)
+        elif winograd.quicker(self.weight):
+            self._tiled = winograd.transform(self.weight.detach())
         else:
             self._stacked = self._stack().detach()
 
     def _apply(self, *args: Any, **kwargs: Any) -> nn.Module:
-        self._stacked = None
+        self._stacked = self._tiled = None
         return super()._apply(*args, **kwargs)
 
 

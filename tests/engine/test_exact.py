@@ -9,6 +9,7 @@ import torch
 
 from engine import Action, World, fingerprint, pin_threads, processor, settings
 from engine.picture import fit_picture, load_picture
+from models.kernels import CALLS
 from tests.tiny_world import write_tiny_world
 
 
@@ -36,6 +37,8 @@ def test_kernels_are_exact_once_there_is_a_session(tiny: Path) -> None:
     assert found["deterministic"] is True and found["threads"] == torch.get_num_threads() and found["processor"] == processor()
     assert found["device"] == "cpu" and found["compile"] is False and json.loads(json.dumps(found)) == found
     assert not torch.utils.deterministic.fill_uninitialized_memory
+    half = World.load(tiny, dtype="bfloat16")
+    assert found["calls"] == CALLS[torch.float32] and fingerprint(half).keys() == found.keys() - {"calls"}
     before = torch.get_num_threads()
     pin_threads(before + 1)
     assert fingerprint(world)["threads"] == before + 1

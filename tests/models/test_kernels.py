@@ -49,3 +49,15 @@ def test_so_they_are_where_onednn_has_no_bfloat16() -> None:
 
 def test_convolutions_over_volumes_only_where_they_are_quick() -> None:
     assert (torch.bfloat16 in as_volume(CPU)) == onednn_has_bfloat16() and torch.float32 not in as_volume(CPU)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@torch.inference_mode()
+def test_gelu_is_the_formula(dtype: torch.dtype) -> None:
+    """Far out too, where the logistic function must not overflow."""
+    linear = torch.nn.Linear(1, 1).double().requires_grad_(False)
+    linear.weight.fill_(1), linear.bias.zero_()
+    x = torch.cat([torch.linspace(-8, 8, 4001, dtype=torch.float64), torch.tensor([-1e4, -60.0, 60.0, 1e4], dtype=torch.float64)])[:, None]
+    theirs = 0.5 * x * (1 + torch.tanh((2 / torch.pi) ** 0.5 * (x + 0.044715 * x**3)))
+    tolerance = {torch.float32: 1e-6, torch.float64: 1e-12, torch.bfloat16: 0.03}[dtype]
+    torch.testing.assert_close(linear_gelu(x.to(dtype), linear.to(dtype)).double(), theirs, atol=tolerance, rtol=tolerance)

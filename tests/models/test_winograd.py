@@ -1,0 +1,132 @@
+"""Convolutions by Winograd's tiles are the plain sums, at every size, and the decoder that takes them is the decoder it was."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from models import winograd
+from models.vae import VAE, VAEConfig
+from models.vae_layers import CausalConv3d
+
+
+def plain(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """Frames `[B, 2 + T, H, W, in]` -> `[B, T, H, W, out]` in float64."""
+    out = F.conv3d(x.double().permute(0, 4, 1, 2, 3), weight.double(), bias.double(), padding=(0, 1, 1))
+    return out.permute(0, 2, 3, 4, 1)
+
+
+def drawn(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+@pytest.mark.parametrize("size", [(1, 1), (3, 5), (4, 4), (8, 14), (7, 9), (20, 12), (16, 28)])
+@torch.no_grad()
+def test_tiles_of_every_size(size: tuple[int, int], batch: int) -> None:
+    weight, bias = drawn(12, 20, 3, 3, 3) / 23, drawn(12, seed=1)
+    past, x = drawn(batch, 2, *size, 20, seed=2), drawn(batch, 3, *size, 20, seed=3)
+    exact = plain(torch.cat([past, x], 1), weight, bias)
+    ours = winograd.convolve(winograd.extend(x, past, 2), winograd.transform(weight), bias, *size)
+    assert ours.shape == exact.shape and ours.dtype == torch.float32
+    assert (ours - exact).norm() / exact.norm() < 2e-6 and (ours - exact).abs().max() < 2e-5
+    first = winograd.convolve(winograd.extend(x, None, 2), winograd.transform(weight), bias, *size)
+    torch.testing.assert_close(first.double(), plain(F.pad(x, (0,) * 6 + (2, 0)), weight, bias), atol=2e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("at_once", [1, 40_000, 100_000, 1 << 24])
+@pytest.mark.parametrize("strips", [1, 2, 3])
+@torch.no_grad()
+def test_however_it_is_cut_into_strips(strips: int, at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(winograd, "STRIPS", strips)
+    monkeypatch.setattr(winograd, "AT_ONCE", at_once)
+    weight, bias, x = drawn(8, 8, 3, 3, 3) / 15, drawn(8, seed=1), drawn(1, 4, 27, 10, 8, seed=2)
+    ours = winograd.convolve(winograd.extend(x[:, 2:], x[:, :2], 2), winograd.transform(weight), bias, 27, 10)
+    torch.testing.assert_close(ours.double(), plain(x, weight, bias), atol=1e-5, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_rounding_stays_near_that_of_plain_sums() -> None:
+    """At the channels and the size of the garden's last level, beside a convolution over stacked frames."""
+    weight, bias, x = drawn(32, 32, 3, 3, 3) / 29, drawn(32, seed=1), drawn(1, 5, 32, 56, 32, seed=2)
+    exact = plain(x, weight, bias)
+    once = CausalConv3d(32, 32, (3, 3, 3))
+    once.weight.copy_(weight), once.bias.copy_(bias)
+    ours = winograd.convolve(winograd.extend(x[:, 2:], x[:, :2], 2), winograd.transform(weight), bias, 32, 56)
+    assert (ours - exact).norm() < 5 * (once.without_history(x) - exact).norm()
+
+
+def tiled(vae: VAE) -> int:
+    return sum(module._tiled is not None for module in vae.modules() if isinstance(module, CausalConv3d))
+
+
+@pytest.fixture
+def everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a processor on which it was measured to be quicker, and for narrow layers too."""
+    monkeypatch.setattr(winograd, "MEASURED", (torch.backends.cpu.get_cpu_capability(),))
+    monkeypatch.setattr(winograd, "MIN_CHANNELS", 4)
+
+
+def small() -> VAE:
+    torch.manual_seed(0)
+    sizes = VAEConfig(
+        dim=8, z_dim=4, dim_mult=(1, 2), num_res_blocks=1, temporal_downsample=(True,), latents_mean=(0,) * 4, latents_std=(1,) * 4
+    )
+    return VAE(sizes).eval().requires_grad_(False)
+
+
+@torch.inference_mode()
+def test_a_decoder_in_tiles_streams_what_it_was(everywhere: None) -> None:
+    vae, z = small(), drawn(2, 4, 7, 5, 6)
+    before, cache = vae.decode(z), vae.new_decoder_cache()
+    vae.lay_out()
+    assert tiled(vae) > 4
+    torch.testing.assert_close(vae.decode(z), before, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(torch.cat([vae.decode_block(part, cache) for part in z.split(3, 2)], 2), before, atol=1e-5, rtol=1e-4)
+    state = {slot: frames.clone() for slot, frames in cache.tensors().items()}
+    again = vae.new_decoder_cache()
+    again.load(state)
+    assert torch.equal(vae.decode_block(z, cache), vae.decode_block(z, again))
+    video = drawn(1, 3, 9, 12, 8).tanh()
+    torch.testing.assert_close(vae.encode(video), small().encode(video), atol=1e-5, rtol=1e-4)
+
+
+def test_only_where_it_was_measured_and_for_frozen_float32(everywhere: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    conv = CausalConv3d(8, 8, (3, 3, 3)).requires_grad_(False)
+    x = drawn(1, 2, 8, 8, 8)
+    exact = plain(F.pad(x, (0,) * 6 + (2, 0)), conv.weight, conv.bias)
+    conv.lay_out()
+    assert conv._tiled is not None
+    torch.testing.assert_close(conv(x).double(), exact, atol=1e-5, rtol=1e-4)
+    wanted = x.clone().requires_grad_()
+    conv(wanted).sum().backward()
+    assert wanted.grad.abs().sum() > 0
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(conv(x).double(), exact, atol=0.05, rtol=0.05)
+    conv.double()
+    assert conv._tiled is None
+    conv.lay_out()
+    assert conv._tiled is None
+    for name, value in (("MIN_CHANNELS", 9), ("MEASURED", ())):
+        conv = CausalConv3d(8, 8, (3, 3, 3)).requires_grad_(False)
+        with monkeypatch.context() as other:
+            other.setattr(winograd, name, value)
+            conv.lay_out()
+            assert conv._tiled is None and conv._stacked is not None
+    time = CausalConv3d(8, 8, (3, 1, 1)).requires_grad_(False)
+    time.lay_out()
+    assert time._tiled is None
+
+
+@torch.inference_mode()
+def test_a_compiler_takes_it_too(everywhere: None) -> None:
+    """Traced by dynamo without a break, run as traced: the whole compiler takes minutes and is tried elsewhere."""
+    weight, bias, x = drawn(8, 8, 3, 3, 3) / 15, drawn(8, seed=1), drawn(1, 4, 16, 12, 8, seed=2)
+    weights = winograd.transform(weight)
+
+    def run(x: Tensor) -> Tensor:
+        return winograd.convolve(winograd.extend(x, None, 2), weights, bias, 16, 12)
+
+    torch.testing.assert_close(torch.compile(run, backend="eager", fullgraph=True, dynamic=False)(x), run(x))
