@@ -85,7 +85,7 @@ class BenchReport:
         if (e := self.efficiency) is not None:
             found.append(
                 f"transformer {e.transformer_tflops:.3g} TFLOP/s ({e.transformer_share:.0%} of {e.ceiling_tflops:.3g}), "
-                f"decoder {e.decoder_tflops:.3g} TFLOP/s ({e.decoder_share:.0%}); "
+                f"decoder {e.decoder_tflops:.3g} TFLOP/s ({e.decoder_share:.0%}, convolutions counted as plain sums); "
                 f"weights and caches at {e.read_gb_s:.3g} GB/s (a copy: {e.copy_gb_s:.3g})"
             )
         if self.presented:

@@ -95,7 +95,10 @@ def pass_flops(config: DiTConfig, places: int, n: int, seen: int, image: int = I
 @lru_cache(maxsize=8)
 @torch.inference_mode()
 def decode_flops(config: VAEConfig | TAEHVConfig, n: int, height: int, width: int) -> int:
-    """Decoding ``n`` latents of ``height`` x ``width`` in the middle of a stream, as the decoder does it: counted on the meta device."""
+    """Decoding ``n`` latents of ``height`` x ``width`` in the middle of a stream: counted on the meta device.
+
+    Convolutions count as the sums they are, however they are made (`models.winograd` needs a quarter of the multiplications).
+    """
     vae = build_empty(TAEHV if isinstance(config, TAEHVConfig) else VAE, config)
     cache = vae.new_decoder_cache()
     latents = torch.empty(1, config.z_dim, n, height, width, device="meta")

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from models.causal_cache import CausalCache, CompiledPixels, make_pixels
 from models.recorded import Recordings
-from models.vae_layers import AttentionBlock, CausalConv3d, Downsample, ResidualBlock, RMSNorm, Upsample, silu
+from models.vae_layers import AttentionBlock, CausalConv3d, Downsample, ResidualBlock, RMSNorm, Upsample
 
 WAN_MEAN = (-0.7571, -0.7089, -0.9113, 0.1075, -0.1745, 0.9653, -0.1517, 1.5508,
             0.4134, -0.0715, 0.5517, -0.3632, -0.1922, -0.9497, 0.2503, -0.2921)  # fmt: skip
@@ -81,7 +81,7 @@ class Encoder(nn.Module):
         x = self.conv1(x, cache)
         for layer in (*self.downsamples, *self.middle):
             x = layer(x, cache)
-        return self.head["2"](silu(self.head["0"](x)), cache)
+        return self.head["2"].of_active(self.head["0"], x, cache)
 
 
 class Decoder(nn.Module):
@@ -107,7 +107,7 @@ class Decoder(nn.Module):
         x = self.conv1(z, cache)
         for layer in (*self.middle, *self.upsamples):
             x = layer(x, cache)
-        return self.head["2"](silu(self.head["0"](x)), cache)
+        return self.head["2"].of_active(self.head["0"], x, cache)
 
 
 class VAE(nn.Module):

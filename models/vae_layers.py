@@ -6,6 +6,7 @@ at (SPEC §8), and every 1x1x1 convolution is a matrix product. What the layers 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -38,10 +39,17 @@ class RMSNorm(nn.Module):
         self.gamma = nn.Parameter(torch.ones(dim, *[1] * trailing))
         self._root = dim**0.5
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, into: Tensor | None = None) -> Tensor:
+        """Of x `[..., C]`; written ``into`` memory of that shape, if it is given and nothing is to be differentiated."""
         wide = torch.promote_types(x.dtype, torch.float32)  # squares of half-precision numbers overflow
         norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=wide).clamp_min(1e-12)
-        scaled = x * (self._root / norm).to(x.dtype)
+        scale = (self._root / norm).to(x.dtype)
+        if into is None:
+            scaled = x * scale
+        elif torch.compiler.is_dynamo_compiling():  # it knows no `out` with gaps
+            scaled = into.copy_(x * scale)
+        else:
+            scaled = torch.mul(x, scale, out=into)
         return scaled * self.gamma.flatten() if torch.is_grad_enabled() else scaled.mul_(self.gamma.flatten())
 
 
@@ -80,7 +88,7 @@ class CausalConv3d(nn.Module):
         if self.kernel[0] == 1:
             return F.linear(x, self.weight.view(out_dim, -1), self.bias)
         if self._tiled is not None and winograd.takes(x):
-            return self._in_tiles(x, self._tiled, cache)
+            return self._in_tiles(x, self._tiled, cache, lambda inside: inside.copy_(x))
         return self.without_history(self.with_history(x, cache))
 
     def without_history(self, x: Tensor) -> Tensor:
@@ -95,13 +103,21 @@ class CausalConv3d(nn.Module):
             return F.linear(x, weight.flatten(1), self.bias)
         return _as_video(F.conv2d(_as_images(x), weight, self.bias, padding=side), batch)
 
-    def _in_tiles(self, x: Tensor, weights: Tensor, cache: CausalCache | None) -> Tensor:
-        """As `forward` does otherwise, by `models.winograd`."""
-        height, width = x.shape[2:4]
+    def of_active(self, norm: RMSNorm, x: Tensor, cache: CausalCache | None) -> Tensor:
+        """Of SiLU(``norm``(x)), which goes straight to where it is wanted."""
+        if self._tiled is not None and winograd.takes(x) and not torch.is_grad_enabled():
+            return self._in_tiles(x, self._tiled, cache, lambda inside: silu(norm(x, inside)))
+        return self(silu(norm(x)), cache)
+
+    def _in_tiles(self, x: Tensor, weights: Tensor, cache: CausalCache | None, write: Callable[[Tensor], Tensor]) -> Tensor:
+        """As `forward` does otherwise, by `models.winograd`, of what ``write`` makes of x in memory given to it."""
+        frames, height, width = x.shape[1:4]
         past = cache.read(self.slot) if cache is not None else None
-        extended = winograd.extend(x, past, HISTORY)
+        extended, inside = winograd.room(HISTORY + frames, height, width, x)
+        inside[:, :HISTORY] = 0 if past is None else past
+        write(inside[:, HISTORY:])
         if cache is not None:
-            cache.write(self.slot, extended[:, -HISTORY:, 1 : height + 1, 1 : width + 1])
+            cache.write(self.slot, inside[:, -HISTORY:])
         return winograd.convolve(extended, weights, self.bias, height, width)
 
     def _stack(self) -> Tensor:
@@ -148,9 +164,9 @@ class ResidualBlock(nn.Module):
 
     def forward(self, x: Tensor, cache: CausalCache | None = None) -> Tensor:
         norm1, conv1, norm2, conv2 = self.residual.values()
-        h = conv1(silu(norm1(x)), cache)
-        h = conv2(silu(norm2(h)), cache)
-        return h + self.shortcut(x)
+        h = conv1.of_active(norm1, x, cache)
+        h = conv2.of_active(norm2, h, cache)
+        return h + self.shortcut(x) if torch.is_grad_enabled() else h.add_(self.shortcut(x))
 
 
 class AttentionBlock(nn.Module):

@@ -42,7 +42,7 @@ def quicker(weight: Tensor) -> bool:
 
 
 def takes(x: Tensor) -> bool:
-    """Whether `extend` and `convolve` can be applied to ``x``: float32, not to be differentiated, and nobody casts their products."""
+    """Whether `convolve` can be given ``x``: float32, not to be differentiated, and nobody casts their products."""
     return x.dtype == torch.float32 and not (torch.is_grad_enabled() and x.requires_grad) and not torch.is_autocast_enabled("cpu")
 
 
@@ -53,16 +53,8 @@ def transform(weight: Tensor) -> Tensor:
     return found.flatten(0, 1).to(weight.dtype).contiguous()
 
 
-def with_margins(height: int, width: int) -> tuple[int, int]:
-    """Rows and columns of what `convolve` takes: whole tiles, and a margin of one on each side."""
-    return -(-height // TILE) * TILE + 2, -(-width // TILE) * TILE + 2
-
-
 def convolve(x: Tensor, weights: Tensor, bias: Tensor, height: int, width: int) -> Tensor:
-    """The convolution of frames `[B, time - 1 + T, *with_margins(height, width), in]` -> `[B, T, height, width, out]`.
-
-    ``x`` is contiguous, and the picture begins at row and column 1 of it; all around it is zero, or what lies there.
-    """
+    """The convolution of what `room` gave, `[B, time - 1 + T, rows, columns, in]`, once it is written -> `[B, T, height, width, out]`."""
     batch, frames, rows, columns, dim = x.shape
     taps, out_dim = weights.shape[1], weights.shape[3]
     count, down, across = frames - taps + 1, rows // TILE, columns // TILE
@@ -104,17 +96,13 @@ def _strips(x: Tensor, weights: Tensor, strips: int, down: int, across: int) -> 
     return outputs.permute(3, 0, 4, 1, 5, 2, 6)
 
 
-def extend(x: Tensor, past: Tensor | None, history: int) -> Tensor:
-    """Frames `[B, T, H, W, C]` after ``past`` `[B, history, H, W, C]` (None: zeros), with the margins that `convolve` wants."""
-    batch, frames, height, width, dim = x.shape
-    room = with_margins(height, width)
-    extended = x.new_empty(batch, history + frames, *room, dim)
-    inner = extended[:, :, 1 : height + 1, 1 : width + 1]
-    inner[:, history:] = x
-    if past is None:
-        inner[:, :history].zero_()
-    else:
-        inner[:, :history] = past
+def room(frames: int, height: int, width: int, like: Tensor) -> tuple[Tensor, Tensor]:
+    """New memory as `convolve` takes it, for pictures like ``like`` `[B, T, H, W, in]`, and the part of it where ``frames`` of them go.
+
+    The margins are zero, the part `[B, frames, height, width, in]` is not yet written.
+    """
+    rows, columns = -(-height // TILE) * TILE + 2, -(-width // TILE) * TILE + 2  # whole tiles, and one on each side
+    extended = like.new_empty(like.shape[0], frames, rows, columns, like.shape[-1])
     for margin in (extended[:, :, 0], extended[:, :, height + 1 :], extended[:, :, :, 0], extended[:, :, :, width + 1 :]):
         margin.zero_()
-    return extended
+    return extended, extended[:, :, 1 : height + 1, 1 : width + 1]

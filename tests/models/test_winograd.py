@@ -18,6 +18,15 @@ def plain(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return out.permute(0, 2, 3, 4, 1)
 
 
+def tiles(x: Tensor, past: Tensor | None, weight: Tensor, bias: Tensor) -> Tensor:
+    """Frames `[B, T, H, W, in]` after ``past`` `[B, 2, H, W, in]` (None: zeros) -> `[B, T, H, W, out]`."""
+    height, width = x.shape[2:4]
+    whole, inside = winograd.room(2 + x.shape[1], height, width, x)
+    inside[:, 2:] = x
+    inside[:, :2] = 0 if past is None else past
+    return winograd.convolve(whole, winograd.transform(weight), bias, height, width)
+
+
 def drawn(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
@@ -29,10 +38,10 @@ def test_tiles_of_every_size(size: tuple[int, int], batch: int) -> None:
     weight, bias = drawn(12, 20, 3, 3, 3) / 23, drawn(12, seed=1)
     past, x = drawn(batch, 2, *size, 20, seed=2), drawn(batch, 3, *size, 20, seed=3)
     exact = plain(torch.cat([past, x], 1), weight, bias)
-    ours = winograd.convolve(winograd.extend(x, past, 2), winograd.transform(weight), bias, *size)
+    ours = tiles(x, past, weight, bias)
     assert ours.shape == exact.shape and ours.dtype == torch.float32
     assert (ours - exact).norm() / exact.norm() < 2e-6 and (ours - exact).abs().max() < 2e-5
-    first = winograd.convolve(winograd.extend(x, None, 2), winograd.transform(weight), bias, *size)
+    first = tiles(x, None, weight, bias)
     torch.testing.assert_close(first.double(), plain(F.pad(x, (0,) * 6 + (2, 0)), weight, bias), atol=2e-5, rtol=1e-4)
 
 
@@ -43,7 +52,7 @@ def test_however_it_is_cut_into_strips(strips: int, at_once: int, monkeypatch: p
     monkeypatch.setattr(winograd, "STRIPS", strips)
     monkeypatch.setattr(winograd, "AT_ONCE", at_once)
     weight, bias, x = drawn(8, 8, 3, 3, 3) / 15, drawn(8, seed=1), drawn(1, 4, 27, 10, 8, seed=2)
-    ours = winograd.convolve(winograd.extend(x[:, 2:], x[:, :2], 2), winograd.transform(weight), bias, 27, 10)
+    ours = tiles(x[:, 2:], x[:, :2], weight, bias)
     torch.testing.assert_close(ours.double(), plain(x, weight, bias), atol=1e-5, rtol=1e-4)
 
 
@@ -54,7 +63,7 @@ def test_rounding_stays_near_that_of_plain_sums() -> None:
     exact = plain(x, weight, bias)
     once = CausalConv3d(32, 32, (3, 3, 3))
     once.weight.copy_(weight), once.bias.copy_(bias)
-    ours = winograd.convolve(winograd.extend(x[:, 2:], x[:, :2], 2), winograd.transform(weight), bias, 32, 56)
+    ours = tiles(x[:, 2:], x[:, :2], weight, bias)
     assert (ours - exact).norm() < 5 * (once.without_history(x) - exact).norm()
 
 
@@ -123,10 +132,8 @@ def test_only_where_it_was_measured_and_for_frozen_float32(everywhere: None, mon
 @torch.inference_mode()
 def test_a_compiler_takes_it_too(everywhere: None) -> None:
     """Traced by dynamo without a break, run as traced: the whole compiler takes minutes and is tried elsewhere."""
-    weight, bias, x = drawn(8, 8, 3, 3, 3) / 15, drawn(8, seed=1), drawn(1, 4, 16, 12, 8, seed=2)
-    weights = winograd.transform(weight)
-
-    def run(x: Tensor) -> Tensor:
-        return winograd.convolve(winograd.extend(x, None, 2), weights, bias, 16, 12)
-
-    torch.testing.assert_close(torch.compile(run, backend="eager", fullgraph=True, dynamic=False)(x), run(x))
+    vae, z = small(), drawn(1, 4, 3, 5, 6)
+    vae.lay_out()
+    run = torch.compile(vae.pixels, backend="eager", fullgraph=True, dynamic=False)
+    z = z.permute(0, 2, 3, 4, 1).contiguous()
+    torch.testing.assert_close(run(z), vae.pixels(z))
