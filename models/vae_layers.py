@@ -111,7 +111,7 @@ class CausalConv3d(nn.Module):
 
     def _in_tiles(self, x: Tensor, weights: Tensor, cache: CausalCache | None, write: Callable[[Tensor], Tensor]) -> Tensor:
         """As `forward` does otherwise, by `models.winograd`, of what ``write`` makes of x in memory given to it."""
-        frames, height, width = x.shape[1:4]
+        frames, height, width = map(int, x.shape[1:4])
         past = cache.read(self.slot) if cache is not None else None
         extended, inside = winograd.room(HISTORY + frames, height, width, x)
         inside[:, :HISTORY] = 0 if past is None else past

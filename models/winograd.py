@@ -15,7 +15,7 @@ from torch import Tensor
 
 TILE = 4
 TAPS = 36  # 6x6
-AT_ONCE = 2 << 20  # bytes of transformed inputs, or one row of tiles if that is more: a core's caches are small
+AT_ONCE = 4 << 20  # bytes of transformed inputs, or one row of tiles if that is more: a core's caches are small
 STRIPS = 2  # of that size at a time: one product of each cannot be shared by two threads, two products can
 # Of `torch.backends.cpu.get_cpu_capability`: where it was measured to be quicker (docs/PERFORMANCE.md). With AVX-512 products are twice as
 # quick and memory is not, and whoever has its bfloat16 plays in that.
@@ -55,8 +55,8 @@ def transform(weight: Tensor) -> Tensor:
 
 def convolve(x: Tensor, weights: Tensor, bias: Tensor, height: int, width: int) -> Tensor:
     """The convolution of what `room` gave, `[B, time - 1 + T, rows, columns, in]`, once it is written -> `[B, T, height, width, out]`."""
-    batch, frames, rows, columns, dim = x.shape
-    taps, out_dim = weights.shape[1], weights.shape[3]
+    batch, frames, rows, columns, dim = map(int, x.shape)  # numbers, or a recording would work them out again each time
+    taps, out_dim = int(weights.shape[1]), int(weights.shape[3])
     count, down, across = frames - taps + 1, rows // TILE, columns // TILE
     out = x.new_empty(batch, count, down, TILE, across, TILE, out_dim)
     strip = max(1, min(down, AT_ONCE // (TAPS * frames * across * dim * x.element_size())))  # rows of tiles
@@ -79,8 +79,8 @@ def convolve(x: Tensor, weights: Tensor, bias: Tensor, height: int, width: int) 
 
 def _strips(x: Tensor, weights: Tensor, strips: int, down: int, across: int) -> Tensor:
     """The first ``strips`` times ``down`` rows of tiles of frames `[F, rows, columns, in]`: `[T, strips, down, 4, across, 4, out]`."""
-    frames, dim = x.shape[0], x.shape[3]
-    taps, out_dim = weights.shape[1], weights.shape[3]
+    frames, dim = int(x.shape[0]), int(x.shape[3])
+    taps, out_dim = int(weights.shape[1]), int(weights.shape[3])
     count = frames - taps + 1
     frame, row, column, channel = x.stride()
     tiles = x.as_strided(
