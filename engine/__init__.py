@@ -13,7 +13,7 @@ from engine.inspect import Comparison, FileReport, compare_weights, inspect_weig
 from engine.memory import free_bytes, session_bytes
 from engine.overlap import Overlap, share_threads
 from engine.picture import fit_frame, fit_picture, load_picture
-from engine.session import Session
+from engine.session import Ready, Session
 from engine.snapshot import Snapshot
 from engine.world import World
 from engine.worldfile import list_worlds
@@ -33,6 +33,7 @@ __all__ = [
     "Compiled",
     "FileReport",
     "Overlap",
+    "Ready",
     "Session",
     "Snapshot",
     "World",

@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 Past = tuple[tuple[Tensor, Action], ...]  # given blocks: their clean latents [1, z, n, h, w], and what was done meanwhile
 
 
+Ready = Callable[[np.ndarray], None]  # what is to be done with a block's frames, uint8 `[F, H, W, 3]`, as soon as they are there
+
+
 class Session:
     """All state of one game in a `World`, at ``clock``: the block that comes next.
 
@@ -58,10 +61,12 @@ class Session:
         self._past: Past = ()
 
     @torch.inference_mode()
-    def step(self, action: Action = IDLE) -> np.ndarray:
+    def step(self, action: Action = IDLE, ready: Ready | None = None) -> np.ndarray:
         """Play one block: uint8 RGB frames `[9, H, W, 3]` for the first block, `[12, H, W, 3]` afterwards.
 
-        Afterwards `timings` holds the seconds of every stage. Raises WorldError for a key the world does not have.
+        ``ready`` is called with the frames as soon as they are there, before the clean pass that the next block needs; should that fail, or
+        ``ready`` itself, the block counts as not played. Afterwards `timings` holds the seconds of every stage. Raises WorldError for a
+        key the world does not have.
         """
         watch, rows, windows, condition = self._condition(action)
         clock, ring, cache = self.clock, self._ring, self._cache
@@ -69,7 +74,7 @@ class Session:
         undo = self._history.before(clock, cache, self._decoder, ring, self.last_frame)
         watch.lap("history")
         try:
-            latents, pictures = self._make(condition, windows, watch, rows is not None)
+            latents, pictures = self._make(condition, windows, watch, rows is not None, ready)
             self._history.append(undo, latents)
         except BaseException:
             cache.first, cache.written = books
@@ -99,27 +104,38 @@ class Session:
         self._history.clear()
         books = self._cache.first, self._cache.written
         try:
-            latents = self._imagine(condition, windows, watch, rows is not None)
+            latents = self._denoise(condition, windows, watch)
+            if rows is not None:
+                self._remember(condition, windows, watch, latents)
         except BaseException:
             self._cache.first, self._cache.written = books
             raise
         return rows, latents, watch
 
-    def _make(self, condition: Tensor, windows: Windows, watch: Stopwatch, remembered: bool) -> tuple[Tensor, np.ndarray]:
+    def _make(
+        self, condition: Tensor, windows: Windows, watch: Stopwatch, remembered: bool, ready: Ready | None
+    ) -> tuple[Tensor, np.ndarray]:
         """Latents and pictures of the block that comes next. Changes only what the next attempt at it would write over."""
-        latents = self._imagine(condition, windows, watch, remembered)
-        return latents, self.develop(latents, watch)
+        latents = self._denoise(condition, windows, watch)
+        pictures = self.develop(latents, watch)
+        if ready is not None:
+            ready(pictures)
+        if remembered:
+            self._remember(condition, windows, watch, latents)
+        return latents, pictures
 
-    def _imagine(self, condition: Tensor, windows: Windows, watch: Stopwatch, remembered: bool) -> Tensor:
-        """The transformer's part: latents `[1, z, n, h, w]`, and if they are ``remembered`` their keys and values in the cache."""
-        clock, cache = self.clock, self._cache
-        for count, x0 in enumerate(self._sampler.denoise(clock, cache, condition, windows, self._noise), 1):
+    def _denoise(self, condition: Tensor, windows: Windows, watch: Stopwatch) -> Tensor:
+        """The block's latents `[1, z, n, h, w]`."""
+        for count, x0 in enumerate(self._sampler.denoise(self.clock, self._cache, condition, windows, self._noise), 1):
             latents = x0
             watch.lap(f"denoise {count}")
-        if remembered and self.world.config.sampler.context == "clean":  # else the keys of the last pass stay
-            self._sampler.commit(clock, cache, condition, windows, latents)
-            watch.lap("commit")
         return latents
+
+    def _remember(self, condition: Tensor, windows: Windows, watch: Stopwatch, latents: Tensor) -> None:
+        """Put the latents' keys and values into the cache, by a clean pass, unless those of the last pass stay."""
+        if self.world.config.sampler.context == "clean":
+            self._sampler.commit(self.clock, self._cache, condition, windows, latents)
+            watch.lap("commit")
 
     def develop(self, latents: Tensor, watch: Stopwatch) -> np.ndarray:
         """The decoder's part: pictures, uint8 `[F, H, W, 3]` on the host."""

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from engine import Action, Session, WorldConfig
+from engine import Action, Ready, Session, WorldConfig
 from game.film import read_film
 from game.sessionfile import Played, SessionError, SessionFile
 from game.sessionsink import frames_hash
@@ -84,12 +84,12 @@ class ReplaySession:
     def timings(self) -> dict[str, float]:
         return self.inner.timings
 
-    def step(self, action: Action) -> np.ndarray:
+    def step(self, action: Action, ready: Ready | None = None) -> np.ndarray:
         """The plan's next block. Raises SessionError when the plan does not fit the world."""
         played = self.plan.blocks[self._next]
         if played.origin is not None:
             self._go(played)
-        frames = self._play(played)
+        frames = self._play(played, ready)
         self._next += 1
         return frames
 
@@ -98,7 +98,7 @@ class ReplaySession:
         self._begin()
         self._next = 0
 
-    def _play(self, played: Played) -> np.ndarray:
+    def _play(self, played: Played, ready: Ready | None = None) -> np.ndarray:
         clock = self.inner.clock
         if (clock.block, len(clock.frames)) != (played.index, played.frames):
             words = f"block {played.index} with {played.frames} frames cannot come where block {clock.block} with {len(clock.frames)} comes"
@@ -106,7 +106,7 @@ class ReplaySession:
         keyboard, mouse = self.world.config.actions.to_model(played.action)
         if tuple(keyboard) != played.keyboard or (None if mouse is None else tuple(mouse)) != played.mouse:
             raise SessionError(f"{self.plan.file.path}: block {played.index}: its keys mean something else to this world's model")
-        return self.inner.step(played.action)
+        return self.inner.step(played.action, ready)
 
     def _go(self, played: Played) -> None:
         """To where the first block of an epoch goes on from."""

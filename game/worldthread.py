@@ -178,20 +178,38 @@ class WorldThread(WaitingThread):
                 self._fulfil(session)
                 continue
             due = self._timeline.due(session.clock.frames.start)
-            block = self._turns(lambda: self._make(session), time.perf_counter() if due is None else due)
+            block, handed_over = self._turns(lambda: self._make(session), time.perf_counter() if due is None else due)
             self._origin = None
-            self._hand_over(block, session)
+            if not handed_over:
+                self._hand_over(block, session)
 
-    def _make(self, session: Session) -> Block:
-        """The next block. The action is taken only now, when nothing else is in the way."""
+    def _make(self, session: Session) -> tuple[Block, bool]:
+        """The next block, and whether it is handed over already. The action is taken only now, when nothing else is in the way."""
         clock, epoch = session.clock, self._session_epoch
         sample = self._take(clock.block - self._base)
         started_at = time.perf_counter()
-        frames = session.step(sample.action)
-        finished_at = time.perf_counter()
-        due = None if clock.block == self._first or self.paused else self._timeline.due(clock.frames.start)
-        self.estimate.add(finished_at - sample.sampled_at, None if due is None else due - finished_at)
-        return Block(epoch, clock.block, clock.frames.start, sample, frames, finished_at, self._origin, started_at=started_at)
+        made: list[tuple[Block, bool]] = []
+
+        def ready(frames: np.ndarray) -> None:  # the session is not done with the block: nothing that touches it, and no waiting
+            finished_at = time.perf_counter()
+            due = None if clock.block == self._first or self.paused else self._timeline.due(clock.frames.start)
+            self.estimate.add(finished_at - sample.sampled_at, None if due is None else due - finished_at)
+            block = Block(epoch, clock.block, clock.frames.start, sample, frames, finished_at, self._origin, started_at=started_at)
+            made.append((block, self._handed_over(block)))
+
+        session.step(sample.action, ready)
+        return made[0]
+
+    def _handed_over(self, block: Block) -> bool:
+        """Hand the block over if there is room for it, or nobody wants it any more."""
+        if self._stopping or block.epoch != self.epoch:
+            return True
+        try:
+            self.blocks.put_nowait(block)
+        except queue.Full:
+            return False
+        self._notify()
+        return True
 
     def _settle(self, session: Session, origin: Origin) -> None:
         """The session stands at the beginning of an epoch. Called with the lock held."""

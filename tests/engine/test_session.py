@@ -33,8 +33,8 @@ def test_shapes_types_and_clock(tiny_world: World) -> None:
     assert [block.shape for block in blocks] == [(9, 16, 32, 3), (12, 16, 32, 3), (12, 16, 32, 3)]
     assert all(block.dtype == np.uint8 and block.flags.c_contiguous and block.flags.writeable for block in blocks)
     assert session.clock == BlockClock(block=3)
-    passes = ["denoise 1", "denoise 2", "denoise 3", "commit"]
-    assert list(session.timings) == ["conditioning", "history", *passes, "decode", "transfer", "total"]
+    passes = ["denoise 1", "denoise 2", "denoise 3"]
+    assert list(session.timings) == ["conditioning", "history", *passes, "decode", "transfer", "commit", "total"]
     assert sum(session.timings.values()) == pytest.approx(2 * session.timings["total"], rel=0.05)
 
 
@@ -90,6 +90,27 @@ def test_a_block_dropped_while_denoising_leaves_no_trace(tiny_world: World, bloc
         session.step(Action(frozenset("sd")))  # another action than the one that will count
     assert session.clock.block == block
     assert same(base, played + play(session, 9 - block))
+
+
+def test_frames_are_handed_on_before_the_clean_pass(tiny_world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    base, session, events = play(tiny_world.session(), 7), tiny_world.session(), []
+    commit = session._sampler.commit
+    monkeypatch.setattr(session._sampler, "commit", lambda *given: (events.append("commit"), commit(*given)))
+    returned = [session.step(WALK[block % len(WALK)], events.append) for block in range(7)]
+    assert same(base, returned) and same(base, [event for event in events if not isinstance(event, str)])
+    assert [isinstance(event, str) for event in events] == [False, True] * 7
+
+
+def test_a_block_whose_frames_nobody_can_take_is_not_played(tiny_world: World) -> None:
+    base, session = play(tiny_world.session(), 5), tiny_world.session()
+    played = play(session, 2)
+
+    def refuse(frames: np.ndarray) -> None:
+        raise RuntimeError("no, thank you")
+
+    with pytest.raises(RuntimeError, match="thank"):
+        session.step(Action(frozenset("sd")), refuse)
+    assert session.clock.block == 2 and same(base, played + play(session, 3))
 
 
 @pytest.mark.parametrize("stage", ["commit", "decode", "middle of the decoder", "transfer"])

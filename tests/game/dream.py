@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from engine import NOISE, Action
+from engine import NOISE, Action, Ready
 from engine.clock import BlockClock
 from game.controls import Sample
 from game.sessionheader import pixels_hash
@@ -41,14 +41,17 @@ class Dream:
         self.steps = 0
         self.timings: dict[str, float] = {}
 
-    def step(self, action: Action) -> np.ndarray:
+    def step(self, action: Action, ready: Ready | None = None) -> np.ndarray:
         self.past = (*self.past, action)
         text = repr((self.seed, [(sorted(one.keys), one.look) for one in self.past])).encode()
         count = len(self.clock.frames)
         self.clock = self.clock.next()
         self.steps += 1
         shape = (count, self.config.height, self.config.width, 3)
-        return np.resize(np.frombuffer(hashlib.sha256(text).digest(), np.uint8), shape)
+        frames = np.resize(np.frombuffer(hashlib.sha256(text).digest(), np.uint8), shape)
+        if ready is not None:
+            ready(frames)
+        return frames
 
     def reset(self, seed: int | None = None, start: np.ndarray | None = None) -> None:
         self.seed = self.seed if seed is None else seed

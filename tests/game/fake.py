@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from engine import Action, ActionSpace, WorldError
+from engine import Action, ActionSpace, Ready, WorldError
 from engine.actions import Key, LookKey
 from engine.clock import BlockClock
 
@@ -56,7 +56,7 @@ class FakeSession:
         self.actions: list[Action] = []
         self.resets = 0
 
-    def step(self, action: Action) -> np.ndarray:
+    def step(self, action: Action, ready: Ready | None = None) -> np.ndarray:
         if self.clock.block == self.fails_at:
             raise RuntimeError("the model fell over")
         time.sleep(self.seconds)
@@ -66,7 +66,10 @@ class FakeSession:
         self.clock = self.clock.next()
         self.begun = max(self.begun, self.clock.block - self.kept)
         shape = (len(values), self.config.height, self.config.width, 3)
-        return np.broadcast_to(values[:, None, None, None], shape).astype(np.uint8)
+        frames = np.broadcast_to(values[:, None, None, None], shape).astype(np.uint8)
+        if ready is not None:
+            ready(frames)
+        return frames
 
     def reset(self) -> None:
         self.resets += 1

@@ -13,7 +13,7 @@ import imageio.v3 as iio
 import numpy as np
 import pytest
 
-from engine import Action
+from engine import Action, Ready
 from game import film as film_module
 from game.controls import Sample
 from game.film import Film, FilmError, inspect_film, lock, read_film, recover_parts
@@ -44,9 +44,12 @@ def blocks(count: int, config: FakeConfig = CONFIG) -> Iterator[Block]:
 class Noise(FakeSession):
     """Pictures that no encoder makes small."""
 
-    def step(self, action: Action) -> np.ndarray:
+    def step(self, action: Action, ready: Ready | None = None) -> np.ndarray:
         shape = super().step(action).shape
-        return np.random.default_rng(self.clock.block).integers(0, 256, shape, np.uint8)
+        frames = np.random.default_rng(self.clock.block).integers(0, 256, shape, np.uint8)
+        if ready is not None:
+            ready(frames)
+        return frames
 
 
 def recording(path: Path, wait: bool = False) -> tuple[Background, Background]:

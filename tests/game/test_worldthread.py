@@ -1,9 +1,11 @@
+import threading
 import time
 from itertools import pairwise
 
+import numpy as np
 import pytest
 
-from engine import Action
+from engine import Action, Ready
 from game.controls import Sample
 from game.pacing import Timeline
 from game.worldthread import WorldThread
@@ -49,6 +51,40 @@ def test_blocks_are_begun_just_in_time_and_no_sooner() -> None:
             block = player.next()
             assert block.index == index and player.world.blocks.empty()
             assert block.sample.sampled_at >= due - lead - 0.001
+
+
+class Committing(FakeSession):
+    """Takes its time after the frames are there, until it is told to go on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.go_on = threading.Semaphore(0)
+        self.done = 0
+
+    def step(self, action: Action, ready: Ready | None = None) -> np.ndarray:
+        frames = super().step(action, ready)
+        assert self.go_on.acquire(timeout=10)
+        self.done += 1
+        return frames
+
+
+def test_a_block_is_handed_over_before_the_session_is_done_with_it() -> None:
+    session = Committing()
+    with Player(session) as player:
+        player.timeline.start(0, time.perf_counter() - 1000)
+        for index in range(3):
+            assert player.next().index == index == session.done, "its frames are there, the block is not committed"
+            assert player.quiet(0.05), "and no other is begun"
+            session.go_on.release()
+        session.go_on.release(9)
+
+
+def test_a_block_that_finds_no_room_waits_until_there_is_some() -> None:
+    with Player(FakeSession(), limit=6) as player:
+        player.timeline.start(0, time.perf_counter() - 1000)
+        time.sleep(0.2)
+        assert player.world.blocks.full()
+        assert [player.next().index for _ in range(6)] == list(range(6)) and player.quiet(0.05)
 
 
 def test_a_late_world_works_without_a_break() -> None:

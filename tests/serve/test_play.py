@@ -239,7 +239,7 @@ def test_a_session_that_breaks_down_is_alone_with_it(worlds: Worlds) -> None:
         async with served(worlds) as site, site.player() as well, site.player() as ill:
             await ill.blocks(2)
 
-            def step(action: object) -> None:
+            def step(action: object, ready: object) -> None:
                 raise RuntimeError("the model fell over in /secret/place")
 
             site.house.seats[ill.id].world.session.step = step
