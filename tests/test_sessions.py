@@ -14,7 +14,7 @@ import pygame
 import pytest
 import torch
 
-from engine import IDLE, Action, Session, World
+from engine import IDLE, Action, Ready, Session, World
 from engine.world import choose_dtype
 from game import cli
 from game.commands import play
@@ -170,10 +170,10 @@ def test_an_interrupt_leaves_whole_files_and_claims_nothing(
     assert reverie("--world", tiny, "--headless", "--blocks", 4, "--session", "walk.session.jsonl") == 0
     step = Session.step
 
-    def interrupted(session: Session, action: Action = IDLE) -> Any:
+    def interrupted(session: Session, action: Action = IDLE, ready: Ready | None = None) -> Any:
         if session.clock.block == 2:
             raise KeyboardInterrupt
-        return step(session, action)
+        return step(session, action, ready)
 
     monkeypatch.setattr(Session, "step", interrupted)
     runs = {

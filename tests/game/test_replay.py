@@ -78,7 +78,7 @@ def test_the_first_different_block_is_named(tmp_path: Path) -> None:
     check.stop = True
     session = ReplaySession(dream, plan)
     step = dream.step
-    dream.step = lambda action: step(action) ^ (dream.steps == 4)
+    dream.step = lambda action, ready=None: step(action, ready) ^ (dream.steps == 4)
     tally = play_headless(session, dream.config, plan, len(plan), [check], stop=lambda: check.done)
     assert str(check.first) == "block 0 of epoch 1" and (check.different, tally.blocks) == (1, 4)
 

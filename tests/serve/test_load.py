@@ -39,7 +39,7 @@ def slow_down(site: Site, seconds: float) -> None:
     for seat in site.house.seats.values():
         session = seat.world.session
         step = session.step
-        session.step = lambda action, step=step: (time.sleep(seconds), step(action))[1]
+        session.step = lambda action, ready=None, step=step: (time.sleep(seconds), step(action, ready))[1]
 
 
 def test_two_players_of_a_world_too_slow_for_both_get_the_same(calm: Worlds) -> None:
