@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from models.kernels import CALLS
+from models.kernels import FLOAT32_CALLS
 
 if TYPE_CHECKING:
     from engine.config import WorldConfig
@@ -81,8 +81,9 @@ def fingerprint(world: World) -> dict[str, Plain]:
         "float32": torch.get_float32_matmul_precision(),
         "compile": world.compiled,
     }
-    if world.dtype in CALLS and "cpu" in (device.type, world.decode_device.type):
-        found["calls"] = CALLS[world.dtype]
+    on_cpu = "cpu" in (device.type, world.decode_device.type)
+    if (world.dtype == torch.float32 and on_cpu) or world.vae.tiled:  # start pictures are encoded in float32 in every world
+        found["calls"] = FLOAT32_CALLS
     if device.type == "cuda":
         found |= {
             "gpu": torch.cuda.get_device_name(device),

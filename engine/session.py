@@ -64,9 +64,9 @@ class Session:
     def step(self, action: Action = IDLE, ready: Ready | None = None) -> np.ndarray:
         """Play one block: uint8 RGB frames `[9, H, W, 3]` for the first block, `[12, H, W, 3]` afterwards.
 
-        ``ready`` is called with the frames as soon as they are there, before the clean pass that the next block needs; should that fail, or
-        ``ready`` itself, the block counts as not played. Afterwards `timings` holds the seconds of every stage. Raises WorldError for a
-        key the world does not have.
+        ``ready`` is called with the frames as soon as they are there, before the clean pass that the next block needs. Should that fail, or
+        ``ready`` itself, the block counts as not played, though its frames may have been shown. Afterwards `timings` holds the seconds of
+        every stage. Raises WorldError for a key the world does not have.
         """
         watch, rows, windows, condition = self._condition(action)
         clock, ring, cache = self.clock, self._ring, self._cache

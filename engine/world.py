@@ -55,9 +55,10 @@ class World:
         dit.fuse()
         if config.linears == "float8":
             dit.to_float8()
-        vae.lay_out()
         self.decoder: VAE | TAEHV = taehv or vae  # what makes the pictures; only the VAE can encode
-        self.decoder.lay_out()
+        vae.lay_out(decoder=taehv is None)
+        if taehv is not None:
+            taehv.lay_out()
         if device.type == "cpu":
             dit.record()
         if self.decode_device.type == "cpu":

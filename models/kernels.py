@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-# Raised when a CPU makes other calls in a dtype: what was recorded before has other last bits (`engine.exact.fingerprint`).
-CALLS = {torch.float32: 2}
+# Raised when a CPU makes other calls in float32: what was recorded before has other last bits (`engine.exact.fingerprint`).
+FLOAT32_CALLS = 2
 HALF = (torch.bfloat16, torch.float16)
 # Where plain products beat torch's fused CPU kernel in half precision (torch 2.13, one core; measured in docs/PERFORMANCE.md).
 MANY_KEYS = (128, 1024)
@@ -41,9 +41,8 @@ def linear_gelu(x: Tensor, linear: nn.Module) -> Tensor:
         if torch.jit.is_tracing():
             return _written_out().linear_gelu(x, linear.weight, linear.bias)
         return _FUSED_LINEAR(x, linear.weight, linear.bias, "gelu", [], "tanh")
-    if _plays(x, torch.float32):
-        return _gelu_in_place(linear(x))
-    return F.gelu(linear(x), approximate="tanh")
+    hidden = linear(x)  # under autocast of another dtype than x, and differentiable where the weights are
+    return _gelu_in_place(hidden) if _plays(hidden, torch.float32) else F.gelu(hidden, approximate="tanh")
 
 
 def _gelu_in_place(x: Tensor) -> Tensor:

@@ -123,13 +123,21 @@ class VAE(nn.Module):
         self.compiled: CompiledPixels | None = None
         self.recordings: Recordings | None = None  # of the decoder, see `record`
 
-    def lay_out(self) -> None:
-        """Bring frozen weights into the layouts they are multiplied in. Names, shapes and values stay what they are; moving undoes it."""
-        for module in self.modules():
+    def lay_out(self, decoder: bool = True) -> None:
+        """Bring frozen weights into the layouts they are multiplied in. Names, shapes and values stay what they are; moving undoes it.
+
+        Without ``decoder`` its weights stay as they lie: somebody else decodes.
+        """
+        for module in (*self.encoder.modules(), *(self.decoder.modules() if decoder else ())):
             if isinstance(module, CausalConv3d):
                 module.lay_out()
             elif isinstance(module, Upsample):
                 module.fold()
+
+    @property
+    def tiled(self) -> bool:
+        """Whether any of its convolutions goes by `models.winograd`."""
+        return any(isinstance(module, CausalConv3d) and module.tiled for module in self.modules())
 
     def record(self) -> None:
         """Have the decoder's calls recorded from now on (`models.recorded`), on a CPU, after a stream's first block.

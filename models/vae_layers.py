@@ -1,7 +1,8 @@
 """Layers of the streaming causal VAE (`models.vae`), over activations ``[B, T, H, W, C]`` (contiguous, channels last).
 
 A 3-tap causal convolution is then a plain 2-D convolution over three frames laid side by side in the channels, which is what a CPU is fast
-at (SPEC §8), and every 1x1x1 convolution is a matrix product. What the layers remember between two calls is a `CausalCache`.
+at (SPEC §8), and every 1x1x1 convolution is a matrix product. In bfloat16 on a CPU that has it one convolution over the volume is quicker
+(`as_volume`), in float32 on others tiles are (`models.winograd`). What the layers remember between two calls is a `CausalCache`.
 """
 
 from __future__ import annotations
@@ -103,6 +104,11 @@ class CausalConv3d(nn.Module):
             return F.linear(x, weight.flatten(1), self.bias)
         return _as_video(F.conv2d(_as_images(x), weight, self.bias, padding=side), batch)
 
+    @property
+    def tiled(self) -> bool:
+        """Whether it goes by `models.winograd`, where that can be."""
+        return self._tiled is not None
+
     def of_active(self, norm: RMSNorm, x: Tensor, cache: CausalCache | None) -> Tensor:
         """Of SiLU(``norm``(x)), which goes straight to where it is wanted."""
         if self._tiled is not None and winograd.takes(x) and not torch.is_grad_enabled():
@@ -114,6 +120,8 @@ class CausalConv3d(nn.Module):
         frames, height, width = map(int, x.shape[1:4])
         past = cache.read(self.slot) if cache is not None else None
         extended, inside = winograd.room(HISTORY + frames, height, width, x)
+        if past is not None and past.shape[0] != x.shape[0]:
+            raise ValueError(f"the cache remembers {past.shape[0]} streams, and {x.shape[0]} go on")
         inside[:, :HISTORY] = 0 if past is None else past
         write(inside[:, HISTORY:])
         if cache is not None:

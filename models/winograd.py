@@ -17,8 +17,8 @@ TILE = 4
 TAPS = 36  # 6x6
 AT_ONCE = 4 << 20  # bytes of transformed inputs, or one row of tiles if that is more: a core's caches are small
 STRIPS = 2  # of that size at a time: one product of each cannot be shared by two threads, two products can
-# Of `torch.backends.cpu.get_cpu_capability`: where it was measured to be quicker (docs/PERFORMANCE.md). With AVX-512 products are twice as
-# quick and memory is not, and whoever has its bfloat16 plays in that.
+# Of `torch.backends.cpu.get_cpu_capability`: with AVX2 it was measured to be quicker, on one processor (docs/PERFORMANCE.md). With AVX-512
+# products are quicker and memory is not, and whoever has its bfloat16 plays in that: not measured, so not done.
 MEASURED = ("AVX2",)
 MIN_CHANNELS = 32  # in and out: with 12 out two threads are quicker as it stands
 
@@ -49,12 +49,16 @@ def takes(x: Tensor) -> bool:
 def transform(weight: Tensor) -> Tensor:
     """Weights `[out, in, time, 3, 3]` as `convolve` takes them: `[36, time, in, out]`."""
     spread = torch.tensor(_G, dtype=torch.float64)
-    found = torch.einsum("ai,bj,octij->abtco", spread, spread, weight.double())
-    return found.flatten(0, 1).to(weight.dtype).contiguous()
+    placed = weight.permute(3, 4, 2, 1, 0).double()  # [3, 3, time, in, out]
+    found = torch.kron(spread, spread) @ placed.flatten(0, 1).flatten(1)
+    return found.to(weight.dtype).view(TAPS, *placed.shape[2:])
 
 
 def convolve(x: Tensor, weights: Tensor, bias: Tensor, height: int, width: int) -> Tensor:
-    """The convolution of what `room` gave, `[B, time - 1 + T, rows, columns, in]`, once it is written -> `[B, T, height, width, out]`."""
+    """The convolution of what `room` gave, `[B, time - 1 + T, rows, columns, in]`, once it is written -> `[B, T, height, width, out]`.
+
+    ``x`` is all of that memory, not a part of it.
+    """
     batch, frames, rows, columns, dim = map(int, x.shape)  # numbers, or a recording would work them out again each time
     taps, out_dim = int(weights.shape[1]), int(weights.shape[3])
     count, down, across = frames - taps + 1, rows // TILE, columns // TILE
@@ -67,7 +71,7 @@ def convolve(x: Tensor, weights: Tensor, bias: Tensor, height: int, width: int) 
             strip = min(strip, down - first)
             strips = STRIPS if first + STRIPS * strip <= down else 1
             last = first + strips * strip
-            whole = _strips(x[one, :, first * TILE :], weights, strips, strip, across)
+            whole = _strips(x, one, first, weights, strips, strip, across)
             places = out[one, :, first:last].unflatten(1, (strips, strip))
             if torch.compiler.is_dynamo_compiling():  # it knows no `out` with gaps, and makes one call of these two itself
                 places.copy_(whole + bias)
@@ -77,15 +81,17 @@ def convolve(x: Tensor, weights: Tensor, bias: Tensor, height: int, width: int) 
     return out.view(batch, count, down * TILE, across * TILE, out_dim)[:, :, :height, :width]
 
 
-def _strips(x: Tensor, weights: Tensor, strips: int, down: int, across: int) -> Tensor:
-    """The first ``strips`` times ``down`` rows of tiles of frames `[F, rows, columns, in]`: `[T, strips, down, 4, across, 4, out]`."""
-    frames, dim = int(x.shape[0]), int(x.shape[3])
+def _strips(x: Tensor, one: int, first: int, weights: Tensor, strips: int, down: int, across: int) -> Tensor:
+    """``strips`` times ``down`` rows of tiles of x[``one``] from the ``first`` on: `[T, strips, down, 4, across, 4, out]`."""
+    _, frames, rows, columns, dim = map(int, x.shape)
+    row = columns * dim
     taps, out_dim = int(weights.shape[1]), int(weights.shape[3])
     count = frames - taps + 1
-    frame, row, column, channel = x.stride()
-    tiles = x.as_strided(
-        (strips, 6, 6, frames, down, across, dim), (down * TILE * row, row, column, frame, TILE * row, TILE * column, channel)
-    )  # they share their edges
+    tiles = x.as_strided(  # they share their edges; the offset is told outright: inductor loses that of a view
+        (strips, 6, 6, frames, down, across, dim),
+        (down * TILE * row, row, dim, rows * row, TILE * row, TILE * dim, 1),
+        one * frames * rows * row + first * TILE * row,
+    )
     inputs = torch.bmm(_INPUTS.expand(strips, -1, -1), tiles.reshape(strips, TAPS, -1)).view(strips, TAPS, frames, down * across, dim)
     sums = x.new_empty(strips, TAPS, count * down * across, out_dim)
     for mine, given in zip(sums, inputs, strict=True):

@@ -41,12 +41,14 @@ def test_blocks_that_are_held_still_have_no_commit(tiny_yaml: Path) -> None:
         return Action(frozenset("w")) if block == 8 else Action()
 
     report = benchmark(session, blocks=6, warmup=5, action_of=choose, ceiling=ceiling)
-    assert report.first_frame.p99 < report.stages["total"].p99, "frames are there before the commit is done"
     assert held[6] > held[5], "the first measured block is held"
     assert held[-1] - held[5] < 5, "and not all are"
     names = list(report.stages)
     assert names[-4:] == ["decode", "transfer", "commit", "total"] and report.efficiency.transformer_tflops > 0
     assert "commit" in benchmark(world.session(), blocks=6, warmup=0, action_of=lambda block: Action()).stages
+    walking = benchmark(world.session(), blocks=8, warmup=1, action_of=lambda block: Action(frozenset("w")))
+    commit = walking.stages["commit"].median
+    assert walking.first_frame.median < walking.stages["total"].median - commit / 2, "frames are there before the commit is done"
 
     # the second of two blocks committed nothing: half of a commit counts
     laps = [{"denoise 1": 2.0, "commit": 1.0, "decode": 1.0, "total": 4.0}, {"denoise 1": 2.0, "decode": 1.0, "total": 3.0}]

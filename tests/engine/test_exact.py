@@ -9,7 +9,8 @@ import torch
 
 from engine import Action, World, fingerprint, pin_threads, processor, settings
 from engine.picture import fit_picture, load_picture
-from models.kernels import CALLS
+from models.kernels import FLOAT32_CALLS
+from models.vae_layers import CausalConv3d
 from tests.tiny_world import write_tiny_world
 
 
@@ -38,7 +39,9 @@ def test_kernels_are_exact_once_there_is_a_session(tiny: Path) -> None:
     assert found["device"] == "cpu" and found["compile"] is False and json.loads(json.dumps(found)) == found
     assert not torch.utils.deterministic.fill_uninitialized_memory
     half = World.load(tiny, dtype="bfloat16")
-    assert found["calls"] == CALLS[torch.float32] and fingerprint(half).keys() == found.keys() - {"calls"}
+    assert found["calls"] == FLOAT32_CALLS and fingerprint(half).keys() == found.keys() - {"calls"}
+    next(module for module in half.vae.modules() if isinstance(module, CausalConv3d))._tiled = torch.zeros(1)
+    assert fingerprint(half)["calls"] == FLOAT32_CALLS, "its start pictures are encoded in float32"
     before = torch.get_num_threads()
     pin_threads(before + 1)
     assert fingerprint(world)["threads"] == before + 1

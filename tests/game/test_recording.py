@@ -97,6 +97,17 @@ def test_a_film_whose_header_was_missed_is_opened_once_more(tmp_path: Path, monk
     assert len(tried) == 4
 
 
+def test_films_are_read_without_a_word_about_keys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`tests/conftest.py` says it for the tests' own reading; the program must say it itself."""
+    asked = []
+    monkeypatch.setattr(
+        film_module.imageio_ffmpeg, "read_frames", lambda *_, **options: asked.append(options["input_params"]) or (_ for _ in ())
+    )
+    with pytest.raises(FilmError):
+        next(read_film(tmp_path / "a.mp4", 64, 112))
+    assert asked and all("-nostdin" in options for options in asked)
+
+
 def test_the_film_has_a_key_frame_per_block_and_none_out_of_order(tmp_path: Path) -> None:
     recorder = Recorder(tmp_path / "a.mp4")
     recorder.open(CONFIG)

@@ -79,6 +79,17 @@ def test_a_block_is_handed_over_before_the_session_is_done_with_it() -> None:
         session.go_on.release(9)
 
 
+def test_a_session_that_fails_after_the_frames_ends_the_world_not_the_block() -> None:
+    class Failing(FakeSession):
+        def step(self, action: Action, ready: Ready | None = None) -> np.ndarray:
+            super().step(action, ready)
+            raise RuntimeError("no room to remember it")
+
+    with Player(Failing()) as player:
+        assert player.next().index == 0 and player.quiet(0.05)
+        assert str(player.world.error) == "no room to remember it"
+
+
 def test_a_block_that_finds_no_room_waits_until_there_is_some() -> None:
     with Player(FakeSession(), limit=6) as player:
         player.timeline.start(0, time.perf_counter() - 1000)

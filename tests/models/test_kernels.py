@@ -61,3 +61,16 @@ def test_gelu_is_the_formula(dtype: torch.dtype) -> None:
     theirs = 0.5 * x * (1 + torch.tanh((2 / torch.pi) ** 0.5 * (x + 0.044715 * x**3)))
     tolerance = {torch.float32: 1e-6, torch.float64: 1e-12, torch.bfloat16: 0.03}[dtype]
     torch.testing.assert_close(linear_gelu(x.to(dtype), linear.to(dtype)).double(), theirs, atol=tolerance, rtol=tolerance)
+
+
+def test_gelu_under_autocast_and_of_weights_that_learn() -> None:
+    """What is written over is what the product gave, and only where nobody wants its gradient."""
+    torch.manual_seed(0)
+    linear, x = torch.nn.Linear(16, 32), torch.randn(64, 16)
+    linear_gelu(x, linear).sum().backward()
+    ours = linear.weight.grad.clone()
+    linear.weight.grad = None
+    torch.nn.functional.gelu(linear(x), approximate="tanh").sum().backward()
+    torch.testing.assert_close(ours, linear.weight.grad)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(linear_gelu(x, linear), torch.nn.functional.gelu(linear(x), approximate="tanh"))
