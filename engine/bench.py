@@ -56,7 +56,7 @@ class BenchReport:
     native_fps: int
     speed: float
     stages: dict[str, StageTime]  # of the blocks that have it, in the order of the block, "total" last
-    first_frame: StageTime | None = None  # milliseconds from having an action to the first frame of its block, in host memory
+    first_frame: StageTime | None = None  # milliseconds from having an action to its block's frames in host memory; the commit comes after
     present: StageTime | None = None  # to paint a block's pictures on a window: by the game's own thread, so it is in no total
     presented: str = ""  # on what, or why it was not measured
     efficiency: Efficiency | None = None

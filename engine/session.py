@@ -14,6 +14,7 @@ from torch import Tensor
 from engine.actions import IDLE, Action
 from engine.clip import check_clip, encode_clip
 from engine.conditioning import ConditionRing, Rows, StartCondition, Windows
+from engine.device import to_host
 from engine.history import REWIND_MB, History
 from engine.sampler import BlockSampler, NoiseSource, SeededNoise
 from engine.snapshot import Identity, Snapshot
@@ -28,8 +29,6 @@ if TYPE_CHECKING:
     from engine.world import World
 
 Past = tuple[tuple[Tensor, Action], ...]  # given blocks: their clean latents [1, z, n, h, w], and what was done meanwhile
-
-
 Ready = Callable[[np.ndarray], None]  # what is to be done with a block's frames, uint8 `[F, H, W, 3]`, as soon as they are there
 
 
@@ -374,21 +373,6 @@ def to_uint8(frames: Tensor) -> np.ndarray:
     """Frames `[1, 3, F, H, W]` in [-1, 1] -> uint8 `[F, H, W, 3]` on the host: round((x + 1) 127.5)."""
     pictures = frames[0].permute(1, 2, 3, 0).float().add(1).mul(127.5).round_().clamp_(0, 255)
     return to_host(pictures.to(torch.uint8).contiguous()).numpy()
-
-
-def to_host(pictures: Tensor) -> Tensor:
-    """``pictures`` on the host, when they are there. From a GPU into pinned memory: pageable memory is copied twice, in small pieces.
-
-    torch keeps freed pinned memory for the next block. Only the copy is waited for, not what other streams do.
-    """
-    if not pictures.is_cuda:
-        return pictures.cpu()
-    host = torch.empty(pictures.shape, dtype=pictures.dtype, pin_memory=True)
-    host.copy_(pictures, non_blocking=True)
-    arrived = torch.cuda.Event()
-    arrived.record(torch.cuda.current_stream(pictures.device))
-    arrived.synchronize()
-    return host
 
 
 def _only(buffer: Tensor, latents: range) -> Tensor:

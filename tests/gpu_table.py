@@ -218,8 +218,7 @@ def transfer(place: Place) -> dict[str, Any]:
     import torch
 
     from engine import load_config
-    from engine.device import synchronize
-    from engine.session import to_host
+    from engine.device import synchronize, to_host
 
     config, device = load_config(place.world), torch.device(place.device)
     pictures = torch.randint(0, 256, (config.block_frames[1], config.height, config.width, 3), dtype=torch.uint8, device=device)

@@ -167,7 +167,7 @@ def test_another_number_of_streams_is_refused(everywhere: None) -> None:
 
 @torch.inference_mode()
 def test_a_compiler_takes_it_too(everywhere: None) -> None:
-    """Traced by dynamo without a break, run as traced: the whole compiler takes minutes and is tried elsewhere."""
+    """Traced by dynamo without a break, and run as traced; the whole compiler takes minutes and was tried by hand."""
     vae, z = small(), drawn(1, 4, 3, 5, 6)
     vae.lay_out()
     run = torch.compile(vae.pixels, backend="eager", fullgraph=True, dynamic=False)
