@@ -7,6 +7,8 @@ from functools import lru_cache
 
 import pygame
 
+from game.pacing import Spread
+
 Color = tuple[int, int, int]
 INK: Color = (244, 242, 236)
 DIM: Color = (168, 170, 176)
@@ -34,8 +36,8 @@ class HudState:
     generation: float
     slowest: float  # 99th percentile of the latest blocks
     margin: float  # kept free beyond that
-    action_latency: float | None
-    input_latency: float | None
+    action_latency: Spread
+    input_latency: Spread
     underruns: int
     block: int
     frame: int
@@ -61,8 +63,8 @@ def draw_hud(surface: pygame.Surface, state: HudState) -> None:
             ("fps", f"{state.fps:.1f} of {state.native_fps:g}"),
             ("block made in", milliseconds(state.generation)),
             ("slowest, margin", f"{milliseconds(state.slowest)}, {milliseconds(state.margin)}"),
-            ("action to picture", milliseconds(state.action_latency)),
-            ("key to picture", milliseconds(state.input_latency)),
+            ("action to picture", spread(state.action_latency)),
+            ("key to picture", spread(state.input_latency)),
             ("underruns", str(state.underruns)),
             ("block, frame", f"{state.block}, {state.frame}"),
             *([("layers", state.layers)] if state.layers else []),
@@ -236,6 +238,16 @@ def _draw_stick(surface: pygame.Surface, middle: tuple[int, int], radius: int, l
 
 def milliseconds(seconds: float | None) -> str:
     return "–" if not seconds else f"{seconds * 1000:.0f} ms"
+
+
+def spread(durations: Spread) -> str:
+    """The last of them, and the median and 99th percentile of the latest."""
+    return "–" if durations.last is None else f"{milliseconds(durations.last)}, {percentiles(durations)}"
+
+
+def percentiles(durations: Spread) -> str:
+    """Median and 99th percentile in milliseconds, of one duration at least."""
+    return ", ".join(f"p{round(100 * part)} {1000 * durations.below(part):.0f}" for part in (0.5, 0.99))
 
 
 def _shade(surface: pygame.Surface, box: pygame.Rect) -> None:

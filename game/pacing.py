@@ -37,6 +37,25 @@ class Timeline:
         return None if origin is None else origin + frame / self.fps
 
 
+class Spread:
+    """The latest of some durations, in seconds, as a distribution. One thread adds; what `last` says another may read."""
+
+    def __init__(self, window: int = 256) -> None:
+        self._latest: deque[float] = deque(maxlen=window)
+        self.last: float | None = None  # None before the first
+        self.count = 0  # of all there were
+
+    def add(self, seconds: float) -> None:
+        self._latest.append(seconds)
+        self.last = seconds
+        self.count += 1
+
+    def below(self, part: float) -> float | None:
+        """What ``part`` (0 to 1) of the latest do not exceed: 0.5 is their median. None before the first."""
+        ordered = sorted(self._latest)
+        return ordered[min(len(ordered) - 1, int(part * len(ordered)))] if ordered else None
+
+
 class Estimate:
     """How long the next block may take: the 99th percentile of the latest ones, and a margin that learns.
 
@@ -49,17 +68,15 @@ class Estimate:
 
     def __init__(self, window: int = 64, quantile: float = 0.99) -> None:
         self._quantile = quantile
-        self._history: deque[float] = deque(maxlen=window)
+        self._spread = Spread(window)
         self.last = 0.0  # seconds; all are 0 before the first measurement
         self.seconds = 0.0
         self.margin = self.FIRST_MARGIN
 
     def add(self, seconds: float, spare: float | None = None) -> None:
         """A block took ``seconds`` and was there ``spare`` seconds before it was due (negative: late; None: nothing was due)."""
-        self._history.append(seconds)
-        ordered = sorted(self._history)
-        self.last = seconds
-        self.seconds = ordered[min(len(ordered) - 1, int(self._quantile * len(ordered)))]
+        self._spread.add(seconds)
+        self.last, self.seconds = seconds, self._spread.below(self._quantile)
         if spare is not None and spare < 0:
             self.margin = min(self.MOST_MARGIN, 2 * self.margin - spare)
         elif spare is not None:

@@ -104,6 +104,8 @@ class Game:
         if fresh or overlays != self._drawn:
             self._drawn = overlays
             self.window.draw(self._draw_overlays)
+        if fresh:
+            self.presenter.seen(time.perf_counter())
         if self.world.end is not None and self.presenter.ended(now, self.world.end):
             self._over = self._played_out = True
         self._rest(self.presenter.next_due)
@@ -144,7 +146,7 @@ class Game:
         return sample if action is None else Sample(action, sample.sampled_at)
 
     def _on_block(self, block: Block) -> None:
-        """The first frame of ``block`` is on screen."""
+        """The first frame of ``block`` is on screen, as of now."""
         self.rewinder.shown(block)
         block = replace(block, shown_at=time.perf_counter())
         if self._script is not None and block.index - self.world.base == len(self._script):

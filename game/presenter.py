@@ -4,23 +4,23 @@ from __future__ import annotations
 
 import queue
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
-from game.pacing import Rate, Timeline
+from game.pacing import Rate, Spread, Timeline
 from game.sinks import Block
 
 
 @dataclass
 class Shown:
-    """What the player has seen so far. Seconds unless said otherwise; None where there is nothing to tell yet."""
+    """What the player has seen so far."""
 
     frames: int = 0
     skipped: int = 0  # frames whose time was over before the window's thread came to show them
     underruns: int = 0  # blocks that were not there when they were due
-    action_latency: float | None = None  # from taking a block's action to its first frame on screen
-    input_latency: float | None = None  # from the key press or mouse movement behind it to the same
+    action_latency: Spread = field(default_factory=Spread)  # from taking a block's action to its first frame on screen
+    input_latency: Spread = field(default_factory=Spread)  # from the key press or mouse movement behind it to the same
 
 
 class Presenter:
@@ -37,7 +37,7 @@ class Presenter:
         lead: Callable[[], float] = lambda: 0.0,
         on_block: Callable[[Block], None] = lambda block: None,
     ) -> None:
-        """``lead`` is the time the next block will need, ``on_block`` is called when the first frame of a block is shown."""
+        """``lead`` is the time the next block will need, ``on_block`` is called when the first frame of a block has been `seen`."""
         self._blocks = blocks
         self._timeline = timeline
         self._lead = lead
@@ -51,6 +51,7 @@ class Presenter:
         self.block: Block | None = None  # the one being shown
         self.frame: np.ndarray | None = None  # [H, W, 3] uint8, on screen
         self.shown = Shown()
+        self._begun: list[tuple[Block, bool]] = []  # since the last `seen`: blocks, and whether they were asked for alone
         self.rate = Rate()
 
     def restart(self, epoch: int, picture: np.ndarray | None = None) -> None:
@@ -114,13 +115,23 @@ class Presenter:
                 self.shown.skipped += 1
             self.frame = self.block.frames[self._position]
             if self._position == 0:
-                self._begin(self.block, now)
+                self._begun.append((self.block, self._until is not None))
             self._position += 1
             changed = True
         if changed:
             self.shown.frames += 1
             self.rate.tick(now)
         return changed
+
+    def seen(self, now: float) -> None:
+        """What `poll` changed has come on screen at ``now``."""
+        for block, alone in self._begun:
+            if not alone:  # one that was asked for alone has waited for whoever asked
+                self.shown.action_latency.add(now - block.sample.sampled_at)
+                if block.sample.input_at is not None:
+                    self.shown.input_latency.add(now - block.sample.input_at)
+            self._on_block(block)
+        self._begun.clear()
 
     def _available(self, now: float) -> bool:
         """Whether there is a next frame at all; takes the next block where needed."""
@@ -154,9 +165,3 @@ class Presenter:
             self._ahead = block if block.epoch > self.epoch else None
             if block.epoch >= self.epoch:
                 return block if self._ahead is None else None
-
-    def _begin(self, block: Block, now: float) -> None:
-        self.shown.action_latency = now - block.sample.sampled_at
-        if block.sample.input_at is not None:
-            self.shown.input_latency = now - block.sample.input_at
-        self._on_block(block)

@@ -197,6 +197,7 @@ def _play_window(args: argparse.Namespace) -> int:
 
 def _play_in(window: Window, args: argparse.Namespace) -> int:
     from engine import compile_world
+    from game import hud
     from game.events import help_columns
     from game.player import Game
     from game.sessionheader import Header
@@ -223,6 +224,9 @@ def _play_in(window: Window, args: argparse.Namespace) -> int:
         tell_written(sinks)
         raise
     tell_written(sinks)
+    inputs = game.presenter.shown.input_latency
+    if inputs.count:
+        print(f"from key or mouse to the picture, {inputs.count} times: {hud.percentiles(inputs)} ms")
     return 0
 
 

@@ -1,6 +1,6 @@
 import pytest
 
-from game.pacing import Estimate, Rate, Timeline
+from game.pacing import Estimate, Rate, Spread, Timeline
 
 
 def test_a_timeline_is_absolute_and_does_not_drift() -> None:
@@ -19,6 +19,15 @@ def test_every_move_is_told() -> None:
     timeline.start(0, 1.0)
     timeline.stop()
     assert moves == [True, False]
+
+
+def test_a_spread_is_of_the_latest() -> None:
+    spread = Spread(window=100)
+    assert spread.last is None and spread.below(0.5) is None
+    for hundredths in range(150):
+        spread.add(hundredths / 100)
+    assert spread.count == 150 and spread.last == 1.49
+    assert (spread.below(0), spread.below(0.5), spread.below(0.99), spread.below(1)) == (0.5, 1.0, 1.49, 1.49)
 
 
 def test_the_estimate_is_the_slow_end_of_the_last_blocks() -> None:

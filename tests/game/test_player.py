@@ -9,6 +9,7 @@ import numpy as np
 import pygame
 import pytest
 
+from game import hud
 from game.player import Game
 from game.recorder import Recorder
 from game.script import parse_script
@@ -49,6 +50,17 @@ def test_keys_reach_the_world_by_their_place(table) -> None:
     play.until(lambda: any(action.keys == {"w"} for action in play.session.actions))
     play.key(pygame.K_z, SCANCODE["w"], up=True)
     play.until(lambda: play.session.actions[-1].keys == set())
+
+
+def test_every_press_and_letting_go_counts_in_the_latency(table) -> None:
+    play = table(FakeSession(FakeConfig(fps=50), seconds=0.02))
+    play.playing()
+    inputs = play.game.presenter.shown.input_latency
+    for count in range(1, 5):
+        play.key(pygame.K_w, SCANCODE["w"], up=count % 2 == 0)
+        play.until(lambda count=count: inputs.count == count)
+        assert 0.02 < inputs.last < 1, "what a block takes at least; a busy machine may be late"
+    assert hud.spread(inputs).startswith(f"{1000 * inputs.last:.0f} ms, p50 ")
 
 
 def test_a_tap_within_one_turn_reaches_the_world_once(table) -> None:

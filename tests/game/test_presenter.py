@@ -34,6 +34,7 @@ class Stage:
         for i in range(round((stop - start) / step)):
             now = start + i * step
             if self.presenter.poll(now):
+                self.presenter.seen(now)
                 changes.append((round(now, 3), int(self.presenter.frame[0, 0, 0])))
         return changes
 
@@ -139,5 +140,16 @@ def test_latencies_are_those_of_the_first_frame() -> None:
     stage = Stage()
     stage.blocks.put(block(0, finished_at=-0.5, input_at=-0.75))
     stage.play(0.0, 0.5)
-    assert stage.presenter.shown.action_latency == pytest.approx(0.6)
-    assert stage.presenter.shown.input_latency == pytest.approx(0.75)
+    assert stage.presenter.shown.action_latency.last == pytest.approx(0.6)
+    assert stage.presenter.shown.input_latency.last == pytest.approx(0.75)
+
+
+def test_a_block_asked_for_alone_has_no_latency() -> None:
+    stage = Stage()
+    stage.blocks.put(block(0))
+    stage.play(0.0, 1.0)
+    stage.presenter.freeze()
+    stage.presenter.thaw(60.0, until=1)
+    stage.blocks.put(block(1, finished_at=60.0, input_at=1.0))
+    stage.play(60.0, 62.0)
+    assert stage.presenter.shown.action_latency.count == 1 and stage.presenter.shown.input_latency.last is None
