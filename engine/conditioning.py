@@ -10,6 +10,7 @@ from torch import Tensor
 
 from engine.clock import BlockClock
 from models.action import ActionConfig
+from models.transfer import send
 from models.vae import VAE
 
 HISTORY = 24  # rows remembered; a block of three latents looks back over 9
@@ -37,8 +38,7 @@ class Windows:
 
     def to(self, device: torch.device) -> Windows:
         """On ``device``, without waiting for it."""
-        mouse = None if self.mouse is None else self.mouse.to(device, non_blocking=True)
-        return Windows(self.keyboard.to(device, non_blocking=True), mouse)
+        return Windows(send(self.keyboard, device), None if self.mouse is None else send(self.mouse, device))
 
 
 class ConditionRing:

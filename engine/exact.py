@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import json
+import os
 import platform
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
@@ -30,18 +31,37 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 Plain = str | int | float | bool | None | list["Plain"] | dict[str, "Plain"]
 
 
-def make_exact() -> None:
-    """Choose kernels that give the same bits every time, and pin the number of threads torch computes with.
+def make_exact(*devices: torch.device) -> None:
+    """Choose kernels that give the same bits every time on these ``devices``, and pin the number of threads torch computes with.
 
     Where there is only a kernel that does not, torch warns and goes on: a world that plays is worth more than one that
     refuses. Choosing kernels by trying them out is off, for the trial's winner depends on what else the machine does.
+    On a GPU torch's general switch stays off: nothing that is played needs it (the rings' slots are written once each), and with it
+    `index_copy_` becomes a sort, outside of what the compiler makes. `compiler_options` say the same to the compiler. Float32 is float32
+    there: start pictures are encoded in it, and cuDNN would round them to 10 bits.
     """
-    torch.set_deterministic_debug_mode("warn")  # `use_deterministic_algorithms` does the same, and imports torch's compiler for it
+    on_gpu = any(device.type == "cuda" for device in devices)
+    torch.set_deterministic_debug_mode("default" if on_gpu else "warn")  # `use_deterministic_algorithms` would import torch's compiler
     torch.utils.deterministic.fill_uninitialized_memory = False  # costs a pass over every new tensor, and nothing reads them unwritten
     torch.backends.cudnn.deterministic = True
     torch.backends.cudnn.benchmark = False
+    torch.backends.cudnn.allow_tf32 = False
     keep_memory()
     torch.set_num_threads(torch.get_num_threads())  # told outright, MKL no longer takes fewer threads when it sees fit
+
+
+def pin_workspace() -> None:
+    """Give cuBLAS memory of one size for each stream: without it sums may be cut otherwise. Only before its first product; ours to set
+    where nobody has.
+    """
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+
+
+def compiler_options(device: torch.device) -> dict[str, object]:
+    """`torch.compile`'s options for a world: on a GPU sums are cut by rule, not by trial, where torch's compiler knows how (2.10 does)."""
+    if device.type != "cuda":
+        return {}
+    return {"options": {"deterministic": True}} if "deterministic" in torch._inductor.list_options() else {}
 
 
 def keep_memory() -> None:
@@ -77,7 +97,7 @@ def fingerprint(world: World) -> dict[str, Plain]:
         "instructions": torch.backends.cpu.get_cpu_capability(),
         "threads": torch.get_num_threads(),
         "attention": str(world.attention),
-        "deterministic": torch.get_deterministic_debug_mode() > 0 and torch.backends.cudnn.deterministic,
+        "deterministic": _deterministic(world),
         "float32": torch.get_float32_matmul_precision(),
         "compile": world.compiled,
     }
@@ -89,8 +109,15 @@ def fingerprint(world: World) -> dict[str, Plain]:
             "gpu": torch.cuda.get_device_name(device),
             "cuda": torch.version.cuda or torch.version.hip or "",
             "cudnn": torch.backends.cudnn.version() or 0,
+            "workspace": os.environ.get("CUBLAS_WORKSPACE_CONFIG", ""),
         }
     return found
+
+
+def _deterministic(world: World) -> bool:
+    """Whether what `make_exact` chose for the world is in force."""
+    on_gpu = "cuda" in (world.device.type, world.decode_device.type)
+    return (on_gpu or torch.get_deterministic_debug_mode() > 0) and torch.backends.cudnn.deterministic
 
 
 def settings(config: WorldConfig) -> dict[str, Plain]:

@@ -166,6 +166,8 @@ def _pack(views: Iterable[Tensor]) -> Tensor | None:
     views = list(views)
     if not views:
         return None
+    if views[0].is_cuda:  # a hundred small copies would wait a hundred times
+        return torch.cat([view.flatten() for view in views]).cpu()
     packed = torch.empty(sum(view.numel() for view in views), dtype=views[0].dtype)
     for part, view in zip(packed.split([view.numel() for view in views]), views, strict=True):
         part.view(view.shape).copy_(view)

@@ -14,6 +14,7 @@ from engine.config import SamplerConfig
 from models.dit import DiT, Given
 from models.flow import FlowSchedule, add_noise, x0_from_output
 from models.kv_cache import DiTCache
+from models.transfer import send
 
 CONTEXT_NOISE = 0.0  # timestep of the clean pass
 
@@ -70,7 +71,7 @@ class BlockSampler:
         x0 = x0 if first else None
         for step in range(first, len(self.timesteps)):
             timestep, sigma = self.timesteps[step], self.sigmas[step]
-            fresh = noise.noise(clock, step, shape).to(condition.device, non_blocking=True)
+            fresh = send(noise.noise(clock, step, shape), condition.device)
             last = step == len(self.timesteps) - 1
             x = fresh if x0 is None else add_noise(x0, self.last_noise * fresh if last else fresh, sigma)
             output = self._run(x, timestep, clock, cache, condition, windows)

@@ -14,7 +14,7 @@ from torch import Tensor
 from engine.actions import IDLE, Action
 from engine.clip import check_clip, encode_clip
 from engine.conditioning import ConditionRing, Rows, StartCondition, Windows
-from engine.device import to_host
+from engine.frames import Arriving, to_bytes, to_uint8
 from engine.history import REWIND_MB, History
 from engine.sampler import BlockSampler, NoiseSource, SeededNoise
 from engine.snapshot import Identity, Snapshot
@@ -58,6 +58,7 @@ class Session:
         self._decoder = world.decoder.new_decoder_cache()
         self._history = History(int(rewind_mb * 1e6))
         self._past: Past = ()
+        self._queues = world.device.type == world.decode_device.type == "cuda"
 
     @torch.inference_mode()
     def step(self, action: Action = IDLE, ready: Ready | None = None) -> np.ndarray:
@@ -114,12 +115,23 @@ class Session:
     def _make(
         self, condition: Tensor, windows: Windows, watch: Stopwatch, remembered: bool, ready: Ready | None
     ) -> tuple[Tensor, np.ndarray]:
-        """Latents and pictures of the block that comes next. Changes only what the next attempt at it would write over."""
+        """Latents and pictures of the block that comes next. Changes only what the next attempt at it would write over.
+
+        The pictures come before the clean pass, unless all is queued on a GPU: then the host queues it while it would wait for them.
+        """
         latents = self._denoise(condition, windows, watch)
-        pictures = self.develop(latents, watch)
+        frames = self._decode(latents, watch)
+        if self._queues:
+            coming = Arriving(to_bytes(frames))
+            if remembered:
+                self._remember(condition, windows, watch, latents)
+            pictures = coming.wait().numpy()
+        else:
+            pictures = to_uint8(frames)
+        watch.lap("transfer")
         if ready is not None:
             ready(pictures)
-        if remembered:
+        if remembered and not self._queues:
             self._remember(condition, windows, watch, latents)
         return latents, pictures
 
@@ -138,12 +150,15 @@ class Session:
 
     def develop(self, latents: Tensor, watch: Stopwatch) -> np.ndarray:
         """The decoder's part: pictures, uint8 `[F, H, W, 3]` on the host."""
-        latents = latents.to(self.world.decode_device)
-        frames = self.world.decoder.decode_block(latents, self._decoder, commit=False)  # [1, 3, F, H, W] in [-1, 1]
-        watch.lap("decode")
-        pictures = to_uint8(frames)
+        pictures = to_uint8(self._decode(latents, watch))
         watch.lap("transfer")
         return pictures
+
+    def _decode(self, latents: Tensor, watch: Stopwatch) -> Tensor:
+        """Frames `[1, 3, F, H, W]` in [-1, 1], on the decoder's device."""
+        frames = self.world.decoder.decode_block(latents.to(self.world.decode_device), self._decoder, commit=False)
+        watch.lap("decode")
+        return frames
 
     @torch.inference_mode()
     def imagine_only(self, action: Action) -> Tensor:
@@ -367,12 +382,6 @@ def stands_still(config: WorldConfig, clock: BlockClock, ring: ConditionRing, ro
         return False
     idle = ring.hold(clock, *config.actions.to_model(IDLE))
     return rows.equal(idle) and ring.stood_still(idle)
-
-
-def to_uint8(frames: Tensor) -> np.ndarray:
-    """Frames `[1, 3, F, H, W]` in [-1, 1] -> uint8 `[F, H, W, 3]` on the host: round((x + 1) 127.5)."""
-    pictures = frames[0].permute(1, 2, 3, 0).float().add(1).mul(127.5).round_().clamp_(0, 255)
-    return to_host(pictures.to(torch.uint8).contiguous()).numpy()
 
 
 def _only(buffer: Tensor, latents: range) -> Tensor:

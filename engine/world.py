@@ -18,7 +18,7 @@ from engine.clip import check_clip
 from engine.compiler import Compiled, compile_world
 from engine.conditioning import START_LATENTS, StartCondition, encode_start
 from engine.config import WorldConfig, load_config
-from engine.exact import make_exact
+from engine.exact import make_exact, pin_workspace
 from engine.history import REWIND_MB
 from engine.picture import Picture, fit_picture, load_picture
 from engine.session import Session
@@ -175,7 +175,7 @@ class World:
         """
         if self._warm:
             return
-        make_exact()
+        make_exact(self.device, self.decode_device)
         if not play:
             self._warm = True
             return
@@ -317,6 +317,8 @@ def _device(name: str) -> torch.device:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about names it is giving up
             device = torch.device(name)
+            if device.type == "cuda":
+                pin_workspace()
             torch.empty(1, device=device).tolist()  # reading it back tells a real one from "meta"
     except Exception:
         others = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}

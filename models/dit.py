@@ -26,6 +26,7 @@ from models.kv_cache import DiTCache, KVRing, LayerCache
 from models.layers import CondRows, Head, ImageProjection, Layer, Modulation, timestep_embedding, uniform
 from models.recorded import Recordings, recordable
 from models.rope import Rotary, axis_split, prepare_rotary, rotary_grid, rotary_time
+from models.transfer import send
 
 MODULATIONS = 32  # timesteps whose modulation is kept
 
@@ -135,7 +136,7 @@ class DiT(nn.Module):
         height, width = self._grid(x, mouse)
         positions = torch.arange(start, start + x.shape[2])  # on the host: no position is ever read back
         grid, time = self._rotaries(positions, height, width, x.device)
-        slots = (positions % self.config.local_attn_size).to(x.device, non_blocking=True)
+        slots = send(positions % self.config.local_attn_size, x.device)
         return Given(start, x.shape[2], grid, time, self._steerings(keyboard, mouse, time), slots)
 
     def denoise(self, x: Tensor, timestep: Tensor, given: Given, cache: DiTCache) -> Tensor:
@@ -317,7 +318,7 @@ class DiT(nn.Module):
     def _embed_time(self, timestep: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
         """Six vectors for the layers [B, T, 6, dim], and the time embedding for the head [B, T, dim]."""
         sinusoids = timestep_embedding(timestep, self.config.freq_dim).to(like.dtype)  # cast first: not every device has float64
-        embedded = self.time_embedding(sinusoids.to(like.device, non_blocking=True))  # [B, T, dim]
+        embedded = self.time_embedding(send(sinusoids, like.device))  # [B, T, dim]
         return self.time_projection(embedded).unflatten(-1, (6, -1)), embedded
 
     def _apply(self, *args: Any, **kwargs: Any) -> nn.Module:

@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from models.transfer import send
+
 # cos and sin, float32, each [tokens, 1, pairs]: broadcasts over [batch, tokens, heads, pairs]; or both in one complex64 tensor, which a
 # CPU turns with in a single operation
 Rotary = tuple[Tensor, Tensor] | Tensor
@@ -72,7 +74,7 @@ def prepare_rotary(rotary: tuple[Tensor, Tensor], head_dim: int, device: torch.d
 
 def to_device(rotary: tuple[Tensor, Tensor], device: torch.device) -> tuple[Tensor, Tensor]:
     """The table on ``device``, without waiting for it."""
-    return rotary[0].to(device, non_blocking=True), rotary[1].to(device, non_blocking=True)
+    return send(rotary[0], device), send(rotary[1], device)
 
 
 def _table(angles: Tensor) -> tuple[Tensor, Tensor]:

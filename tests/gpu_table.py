@@ -218,12 +218,13 @@ def transfer(place: Place) -> dict[str, Any]:
     import torch
 
     from engine import load_config
-    from engine.device import synchronize, to_host
+    from engine.device import synchronize
+    from engine.frames import Arriving
 
     config, device = load_config(place.world), torch.device(place.device)
     pictures = torch.randint(0, 256, (config.block_frames[1], config.height, config.width, 3), dtype=torch.uint8, device=device)
     found: dict[str, Any] = {}
-    for name, copy in (("session", to_host), ("plain", lambda pictures: pictures.to("cpu", copy=True))):
+    for name, copy in (("session", lambda pictures: Arriving(pictures).wait()), ("plain", lambda pictures: pictures.to("cpu", copy=True))):
         spent = []
         for _ in range(12):
             synchronize(device)

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from engine import Action, ActionSpace, World
+from engine.clock import BlockClock
 from training.flow_sign import motion
 from training.latents import FULL_LOOK
 from training.simulator import FPS, Pose, is_free, random_poses, render, step
@@ -20,6 +21,7 @@ from training.simulator import FPS, Pose, is_free, random_poses, render, step
 SEED = 990_000  # trainers use seeds below 900,000
 FIRST, NEXT = 9, 12  # frames of block 0 and of every other
 MINUTE = 60 * FPS // NEXT  # blocks
+EVERY, LONG = 20, 4  # of a long walk's pictures by the simulator: four blocks in twenty
 AXES = {"w": 2, "s": 2, "a": 0, "d": 0, "j": 0, "l": 0, "i": 1, "k": 1}  # what a key moves: horizontal, vertical, zoom
 
 Table = dict[str, object]
@@ -225,7 +227,7 @@ def _detail(grey: np.ndarray) -> float:
 
 
 def stable(world: World, minutes: Sequence[float], number: int = 0) -> tuple[list[Table], np.ndarray]:
-    """One long random walk, the one of this ``number``: the second half of each of ``minutes``, against the simulator's own pictures on it.
+    """One long random walk, the one of this ``number``: the second half of each of ``minutes``, against the simulator's pictures of that half.
 
     A minute alone says little: who stands at the hedge for a minute sees a third of the detail there is. And 48 pictures on the way: 8 of
     the first ten seconds, 8 of the first minute, 32 of the first of ``minutes``.
@@ -248,15 +250,15 @@ def stable(world: World, minutes: Sequence[float], number: int = 0) -> tuple[lis
             row += [frames[round(m) - shown] for m in moments if shown <= round(m) < shown + len(frames)]
         shown += len(frames)
     poses = walk(world, pose, actions)
-    every = 20 * NEXT  # four blocks of frames every fifteen seconds
-    truth = [look(pictures(poses[i : i + 48])) for i in range(0, len(poses) - 48, every)]
-    theirs = {k: float(np.mean([t[k] for t in truth])) for k in truth[0]}
     tables: list[Table] = []
-    for its in late:
+    for end, its in zip(ends, late, strict=True):
+        first, after = (BlockClock(block=block).frames.start for block in (end // 2, end))
+        last = max(first, after - LONG * NEXT)
+        truth = [look(pictures(poses[i : min(i + LONG * NEXT, after)])) for i in (*range(first, last, EVERY * NEXT), last)]
         table: Table = {}
-        for name in theirs:
-            value = float(np.mean([one[name] for one in its]))
-            table[name] = {"world": round(value, 2), "simulator": round(theirs[name], 2), "ratio": round(value / theirs[name], 3)}
+        for name in truth[0]:
+            ours, theirs = (float(np.mean([one[name] for one in those])) for those in (its, truth))
+            table[name] = {"world": round(ours, 2), "simulator": round(theirs, 2), "ratio": round(ours / theirs, 3)}
         tables.append(table)
     return tables, np.array([picture for row in kept for picture in row])
 

@@ -21,7 +21,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from engine import load_config
-from engine.session import to_uint8
+from engine.frames import to_uint8
 from models.vae import VAE
 from models.vae_layers import CausalConv3d
 from training.common import FITTING, load_weights, weights_for, working_dtype

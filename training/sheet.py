@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from engine.session import to_uint8
+from engine.frames import to_uint8
 from models.vae import VAE
 from training.dataset import Data, join
 from training.draws import BatchNoise

@@ -62,6 +62,8 @@ def test_a_long_walk_of_the_simulator_itself(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(measures, "FPS", 1)
     tables, kept = measures.stable(Perfect(1, measures.SEED + 2), (3, 6))
     assert len(tables) == 2 and all(0.5 < table["contrast"]["ratio"] < 2 for table in tables)
+    alone = measures.stable(Perfect(1, measures.SEED + 2), (3,))[0][0]
+    assert tables[0] == alone, "a half is held against itself, whatever else is measured"
     pose, _ = measures.starts(1, measures.SEED + 2)[0]
     walked = measures.simulate(Perfect(1, 0), pose, measures.random_walk(12, np.random.default_rng(measures.SEED + 2)))
     assert len(kept) == 8 + 8 + 25 and len(walked) == 141  # at one frame a second the rest of three minutes is not reached
