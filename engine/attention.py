@@ -52,20 +52,22 @@ class Choice:
 _chosen = Choice()
 
 
-def choose_attention(name: str, device: torch.device, dtype: torch.dtype, head_dim: int) -> Choice:
-    """Switch the process to the kernel ``name`` (auto, cudnn, flash, efficient or math), for tokens with heads of ``head_dim``.
+def choose_attention(name: str, device: torch.device, dtype: torch.dtype, config: WorldConfig) -> Choice:
+    """Switch the process to the kernel ``name`` (auto, cudnn, flash, efficient or math), for the attentions of a world.
 
     "auto" leaves everything as torch and `models.kernels` have it on a CPU; on a GPU it is cuDNN first from Hopper on (compute
-    capability 9), Flash first on an older one, then Flash, efficient, math. Raises WorldError, and leaves the switch as it was, for
-    a kernel that is unknown, or not there.
+    capability 9), Flash first on an older one, then Flash, efficient, math; without those that take one of the world's attentions and
+    then fail at it. Raises WorldError, and leaves the switch as it was, for a kernel that is unknown, or not there.
     """
+    head_dim = config.model.head_dim
     if name != AUTO and name not in KERNELS:
         raise WorldError(f"attention is one of {AUTO}, {', '.join(KERNELS)}; got {one_line(name, 80)!r}")
     if name != AUTO and not is_there(name, device, dtype, head_dim):
         there = [other for other in KERNELS if is_there(other, device, dtype, head_dim)]
         what = f"{str(dtype).removeprefix('torch.')} and heads of {head_dim} on {device.type}"
         raise WorldError(f"torch has no {name} attention for {what}; choose {' or '.join([AUTO, *there])}")
-    choice = Choice(name, _order(name, device))
+    order = _order(name, device)
+    choice = Choice(name, _without_failing(name, order, config, device, dtype) if device.type == "cuda" else order)
     global _chosen
     if choice != _chosen:  # another session may be playing with this one
         _in_force.close()
@@ -97,10 +99,39 @@ def attentions_of(config: WorldConfig, device: torch.device, dtype: torch.dtype)
     """
     found = {}
     for name, (q, k) in _shapes(config).items():
-        query, key = (torch.empty(shape, device=device, dtype=dtype) for shape in (q, k))
+        query, key = _laid_as_played(q, device, dtype), torch.empty(k, device=device, dtype=dtype)
         with torch.inference_mode():
             found[name] = PLAIN if kernels.by_hand(query, key) else _taken(query, key, key)
     return found
+
+
+def _without_failing(name: str, order: tuple[str, ...], config: WorldConfig, device: torch.device, dtype: torch.dtype) -> tuple[str, ...]:
+    """``order`` from its first kernel on with which nothing `_fails`. Raises WorldError where it was asked for by ``name`` and fails."""
+    while (failed := _fails(order, config, device, dtype)) is not None:
+        if name != AUTO:
+            raise WorldError(f"the {name} attention fails in this world ({failed}); choose another")
+        order = order[1:]
+    return order
+
+
+def _fails(order: Sequence[str], config: WorldConfig, device: torch.device, dtype: torch.dtype) -> str | None:
+    """What goes wrong when the world's attentions are worked out by these kernels: a kernel may take what it has no plan for."""
+    for name, (q, k) in _shapes(config).items():
+        query, key = _laid_as_played(q, device, dtype), torch.zeros(k, device=device, dtype=dtype)
+        try:
+            with torch.inference_mode(), sdpa_kernel([KERNELS[kernel] for kernel in order], set_priority=True):
+                F.scaled_dot_product_attention(query, key, key)
+        except RuntimeError as error:
+            if len(order) == 1:
+                return None  # nothing is left to be tried instead
+            return f"{name}: {one_line(str(error), 120)}"
+    return None
+
+
+def _laid_as_played(shape: Shape, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Zeros [B, heads, tokens, head_dim] as queries lie: a third of one product, tokens before heads."""
+    batch, heads, tokens, head_dim = shape
+    return torch.zeros(batch, tokens, 3, heads, head_dim, device=device, dtype=dtype)[:, :, 0].transpose(1, 2)
 
 
 def _taken(q: Tensor, k: Tensor, v: Tensor) -> str:

@@ -206,9 +206,12 @@ def compare(
 
 def _part_of(player: Session | Baseline, part: str) -> Callable[[Action], object]:
     """Plays as much of a block as ``part`` says, and waits for the device."""
-    if part == "all":
-        return player.step
     world = player.world
+
+    def whole(action: Action) -> None:
+        player.step(action)
+        for device in {world.device, world.decode_device}:  # a session's frames are there before its clean pass is done
+            synchronize(device)
 
     def transformer(action: Action) -> None:
         player.imagine_only(action)
@@ -222,7 +225,7 @@ def _part_of(player: Session | Baseline, part: str) -> Callable[[Action], object
         else:
             player.develop(latents)
 
-    return transformer if part == "transformer" else decoder
+    return {"all": whole, "transformer": transformer, "decoder": decoder}[part]
 
 
 def ceiling_of(session: Session) -> Ceiling:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from engine.clock import BlockClock
 from engine.conditioning import ConditionRing, Rows, StartCondition, Windows
+from engine.exact import compiler_options
 from engine.sampler import BlockSampler, SeededNoise
 from models.causal_cache import CompiledPixels
 from models.errors import WorldError, one_line
@@ -44,6 +45,8 @@ def compile_world(world: World, progress: Progress | None = None, decoder: bool 
     world.warm_up()
     report = progress or (lambda what, part: None)
     report("compiling", 0.0)
+    if "backend" not in options:
+        options = compiler_options(world.decode_device if world.device.type == "cpu" else world.device) | options
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder() / "compiled"))
     start = world.random_start()
     try:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 
 import numpy as np
@@ -60,24 +60,40 @@ class Overlap:
 
     def __init__(self, session: Session) -> None:
         self.session = session
-        self._on_gpu = session.world.decode_device.type == "cuda"
-        self._stream = torch.cuda.Stream(session.world.decode_device) if self._on_gpu else None
+        world = session.world
+        self._on_gpu = world.decode_device.type == "cuda"
+        self._stream = torch.cuda.Stream(world.decode_device) if self._on_gpu else None
+        # From one GPU to another: on the first one's usual stream the copy would wait for the next block.
+        apart = self._on_gpu and world.device.type == "cuda" and world.device != world.decode_device
+        self._leaving = torch.cuda.Stream(world.device) if apart else None
 
     @torch.inference_mode()
     def play(self, actions: Iterable[Action]) -> Iterator[Played]:
         """A block for each action, in order. The next action is asked for before a block is handed out."""
         session, threads = self.session, torch.get_num_threads()
         waiting: Decoding | None = None
+        played: Played | None = None
         since = time.perf_counter()
         with ThreadPoolExecutor(1, "reverie-decoder", initializer=lambda: torch.set_num_threads(threads)) as decoder:
+
+            def denoised(latents: Tensor, watch: Stopwatch) -> None:
+                """The block before is finished, and this one decoded while its clean pass is made, and the next block."""
+                nonlocal waiting, played, since
+                before, waiting = waiting, None
+                played = None if before is None else self._finish(before, since)
+                since = time.perf_counter() if before is not None else since
+                waiting = Decoding(session.clock, decoder.submit(self._decode, latents, self._event(), watch), watch)
+
             try:
                 for action in actions:
                     clock = session.clock
-                    rows, latents, watch = session.imagine(action)
-                    before, waiting = waiting, None
-                    played = None if before is None else self._finish(before, since)
-                    since = time.perf_counter() if before is not None else since
-                    waiting = Decoding(clock, decoder.submit(self._decode, latents, self._event(), watch), watch)
+                    try:
+                        rows, _, _ = session.imagine(action, denoised)
+                    except BaseException:
+                        if waiting is not None and waiting.clock is clock:  # its clean pass failed: the block was not played
+                            wait([waiting.pictures])
+                            waiting = None
+                        raise
                     session.advance(rows)
                     if played is not None:
                         yield played
@@ -101,9 +117,11 @@ class Overlap:
         if self._stream is None:
             pictures = self.session.develop(latents, own)
         else:
-            with torch.cuda.stream(self._stream):
-                self._stream.wait_event(ready)
-                latents.record_stream(self._stream)
+            reads = self._leaving or self._stream
+            reads.wait_event(ready)
+            if latents.is_cuda:
+                latents.record_stream(reads)
+            with torch.cuda.stream(self._leaving), torch.cuda.stream(self._stream):  # the second one's device is the current one
                 pictures = self.session.develop(latents, own)
         watch.laps |= own.laps
         return pictures

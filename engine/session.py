@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from engine.world import World
 
 Past = tuple[tuple[Tensor, Action], ...]  # given blocks: their clean latents [1, z, n, h, w], and what was done meanwhile
+Denoised = Callable[[Tensor, Stopwatch], None]
 Ready = Callable[[np.ndarray], None]  # what is to be done with a block's frames, uint8 `[F, H, W, 3]`, as soon as they are there
 
 
@@ -95,16 +96,23 @@ class Session:
         watch.lap("conditioning")
         return watch, None if stands_still(self.world.config, self.clock, self._ring, rows) else rows, windows, condition
 
-    def imagine(self, action: Action) -> tuple[Rows | None, Tensor, Stopwatch]:
+    def imagine(self, action: Action, denoised: Denoised | None = None) -> tuple[Rows | None, Tensor, Stopwatch]:
         """The transformer's part of `step`, for `engine.overlap`: the block's rows and latents. Changes nothing when it raises.
 
-        `advance` takes the rows, `develop` the latents; `shown` ends the block. What `rewind` could take back is forgotten.
+        ``denoised`` is called with latents and watch before the clean pass. `advance` takes the rows, `develop` the latents; `shown` ends
+        the block. What `rewind` could take back is forgotten.
         """
         watch, rows, windows, condition = self._condition(action)
         self._history.clear()
         books = self._cache.first, self._cache.written
         try:
             latents = self._denoise(condition, windows, watch)
+        except BaseException:
+            self._cache.first, self._cache.written = books
+            raise
+        if denoised is not None:
+            denoised(latents, watch)
+        try:
             if rows is not None:
                 self._remember(condition, windows, watch, latents)
         except BaseException:

@@ -50,7 +50,7 @@ class World:
         self.config = config
         self.device, self.dtype = device, dtype
         self.decode_device = decode_device or device
-        self.attention = choose_attention(attention, device, dtype, config.model.head_dim)  # for the whole process
+        self.attention = choose_attention(attention, device, dtype, config)  # for the whole process
         self.dit, self.vae = dit, vae
         dit.fuse()
         if config.linears == "float8":
@@ -85,7 +85,7 @@ class World:
         config = world if isinstance(world, WorldConfig) else load_config(world)
         place, decoding = _device(device), _device(decode_device or device)
         kind = choose_dtype(dtype or config.dtype, place)
-        choose_attention(attention, place, kind, config.model.head_dim)
+        choose_attention(attention, place, kind, config)
         _check_linears(config, place, kind)
         files = _files(config, None if weights is None else Path(weights))
         report = progress or (lambda what, part: None)

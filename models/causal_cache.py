@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from models.compiled import compiled
 from models.recorded import Recordings, play, recordable
 
 
@@ -135,7 +136,7 @@ class CompiledPixels:
     def __init__(self, model: Decoding, shape: torch.Size, cache: CausalCache, **options: Any) -> None:
         self._model, self._shape = model, shape
         self._strides = {int(slot): _strides(frames) for slot, frames in cache.tensors().items()}
-        self._body: Callable[..., Tensor] = torch.compile(_pixels_body, fullgraph=True, dynamic=False, **options)
+        self._body: Callable[..., Tensor] = compiled(_pixels_body, **options)
 
     def fits(self, z: Tensor, cache: CausalCache | None) -> bool:
         return cache is not None and cache.started and z.shape == self._shape and cache.slots == self._strides.keys()

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from models import layers
 from models.action import ActionConfig, ActionModule, Steering
 from models.attention import Attend, MaskPlan, SelfAttention, attention
+from models.compiled import compiled
 from models.kv_cache import DiTCache, KVRing, LayerCache
 from models.layers import CondRows, Head, ImageProjection, Layer, Modulation, timestep_embedding, uniform
 from models.recorded import Recordings, recordable
@@ -163,7 +164,7 @@ class DiT(nn.Module):
         All those have one shape, and all layers of a kind one graph. Until the window is full, layers run as they are. The compiler
         works when the first of those passes comes.
         """
-        self.body = torch.compile(layers.layer_body, fullgraph=True, dynamic=False, **options)
+        self.body = compiled(layers.layer_body, **options)
 
     def record(self) -> None:
         """Have the layers' calls recorded from now on (`models.recorded`), for passes over a full window on a CPU."""

@@ -13,7 +13,7 @@ import torch
 from engine import compile_world
 from engine.bench_machine import SIDE
 from models.float8 import why_not
-from tests.gpu_table import Place, rows, run_row, table
+from tests.gpu_table import Place, rows, run_checks, run_row, table
 from tests.long import LONG
 from tests.tiny_world import write_tiny_world
 
@@ -36,7 +36,9 @@ def test_every_row_at_the_smallest(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert "commit" not in found["window 6, keys of the last pass"]["stages"]
     assert not here or found["window 6, float8"]["engine"]["linears"] == "float8"
     assert found["window 6, against the plain variant"]["ratio"] > 0
-    assert 0 < found["bfloat16 against float32"]["relative_errors"][0] < 0.1
+    exactness = found["bfloat16 against float32"]
+    assert len(exactness["eager_latents"]) == len(exactness["compiled_pictures"]) == 3 and exactness["within"] is True
+    assert all(0 < error < 0.1 for name, errors in exactness.items() if name != "within" for error in errors)
     kernels = found["kernels in use"]
     assert kernels["attention"] == {"auto": "torch sdpa"} | dict.fromkeys(("tokens", "mouse", "keyboard"), "plain products")
     assert kernels["attention flash"]["tokens"] == "flash" and kernels["attention flash"]["transformer_ms"] > 0
@@ -53,7 +55,9 @@ def test_every_row_at_the_smallest(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def test_a_row_in_its_own_process(tmp_path: Path) -> None:
     place = Place(str(write_tiny_world(tmp_path, change=tiny_decoder)), "cpu", "float32", 1)
     chosen = {row.name: row for row in rows()}
-    assert run_row(chosen["nothing read back inside a block"], place, 100, tmp_path)["synchronisations"]
+    checks = [chosen["pictures to the host"], chosen["nothing read back inside a block"]]
+    found = run_checks(checks, place, 100, tmp_path)
+    assert found["pictures to the host"]["session_same"] and found["nothing read back inside a block"]["synchronisations"]
     assert "no world file" in run_row(chosen["window 6, not compiled"], Place("nowhere.yaml", "cpu", "float32", 1), 100, tmp_path)["error"]
 
 

@@ -12,17 +12,18 @@ import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from engine import Action, World, WorldError, benchmark, fingerprint, load_config
-from engine.attention import Choice, _order, attentions_of, choose_attention
+from engine.attention import Choice, _order, _without_failing, attentions_of, choose_attention
 from models import kernels
 
 CPU = torch.device("cpu")
 FLASH, MATH = 1, 0  # of `SDPBackend`
+GARDEN = load_config("garden")
 
 
 @pytest.fixture(autouse=True)
 def back_to_auto() -> Iterator[None]:
     yield
-    choose_attention("auto", CPU, torch.float32, 16)
+    choose_attention("auto", CPU, torch.float32, GARDEN)
 
 
 def taken() -> int:
@@ -35,8 +36,8 @@ def test_auto_on_a_cpu_is_torch_as_it_comes(tiny_yaml: Path) -> None:
     world = World.load(tiny_yaml)
     assert (taken(), torch._C._get_sdp_priority_order()) == before == (FLASH, before[1])
     assert fingerprint(world)["attention"] == "torch sdpa"  # what sessions recorded so far say
-    choose_attention("math", CPU, torch.float32, 16)
-    choose_attention("auto", CPU, torch.float32, 16)
+    choose_attention("math", CPU, torch.float32, GARDEN)
+    choose_attention("auto", CPU, torch.float32, GARDEN)
     assert (taken(), torch._C._get_sdp_priority_order()) == before
 
 
@@ -79,7 +80,7 @@ def test_a_kernel_that_is_not_there(tiny_yaml: Path, name: str) -> None:
     with pytest.raises(WorldError, match="attention is one of auto, cudnn"):
         World.untrained(tiny_yaml, attention="fast")
     with pytest.raises(WorldError, match="no flash attention"):
-        choose_attention("flash", torch.device("meta"), torch.float32, 16)
+        choose_attention("flash", torch.device("meta"), torch.float32, GARDEN)
 
 
 @pytest.mark.parametrize(("capability", "first"), [((9, 0), "cudnn"), ((12, 0), "cudnn"), ((8, 9), "flash")])
@@ -96,3 +97,21 @@ def test_torch_tries_the_order_it_is_given() -> None:
     """What `choose_attention` builds on: an enabled kernel that cannot do it is passed over."""
     with sdpa_kernel([SDPBackend.CUDNN_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH], set_priority=True):
         assert taken() == MATH
+
+
+def test_a_kernel_that_takes_an_attention_and_fails_at_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As cuDNN may, over three queries at each of thousands of places."""
+    attention, tried = F.scaled_dot_product_attention, []
+
+    def sometimes(q, k, v):
+        tried.append((tuple(q.shape), q.is_contiguous(), taken()))
+        if q.shape[2] == 3 and torch.backends.cuda.flash_sdp_enabled():
+            raise RuntimeError("no plan\nfor this")
+        return attention(q, k, v)
+
+    monkeypatch.setattr(F, "scaled_dot_product_attention", sometimes)
+    assert _without_failing("auto", ("flash", "math"), GARDEN, CPU, torch.float32) == ("math",)
+    assert ((1, 4, 84, 64), False, FLASH) in tried and ((1, 112, 3, 32), False, MATH) in tried
+    with pytest.raises(WorldError, match="the flash attention fails in this world .mouse: no plan"):
+        _without_failing("flash", ("flash", "math"), GARDEN, CPU, torch.float32)
+    assert taken() == FLASH

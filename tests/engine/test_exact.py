@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from engine import Action, World, fingerprint, pin_threads, processor, settings
+from engine.exact import compiler_options, make_exact
 from engine.picture import fit_picture, load_picture
 from models.kernels import FLOAT32_CALLS
 from models.vae_layers import CausalConv3d
@@ -46,6 +47,19 @@ def test_kernels_are_exact_once_there_is_a_session(tiny: Path) -> None:
     pin_threads(before + 1)
     assert fingerprint(world)["threads"] == before + 1
     pin_threads(before)
+
+
+def test_on_a_gpu_the_general_switch_is_off_and_the_compiler_is_told() -> None:
+    cpu, gpu = torch.device("cpu"), torch.device("cuda")
+    before = torch.get_deterministic_debug_mode()
+    try:
+        make_exact(cpu, gpu)
+        assert torch.get_deterministic_debug_mode() == 0 and torch.backends.cudnn.deterministic and not torch.backends.cudnn.allow_tf32
+        make_exact(cpu, cpu)
+        assert torch.get_deterministic_debug_mode() == 1
+    finally:
+        torch.set_deterministic_debug_mode(before)
+    assert compiler_options(cpu) == {} and compiler_options(gpu) == {"options": {"deterministic": True}}
 
 
 def test_settings_name_every_number_and_no_word(tiny: Path) -> None:

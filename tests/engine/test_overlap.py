@@ -33,10 +33,10 @@ def test_the_next_block_is_begun_while_one_is_decoded(tiny_world: World, monkeyp
     session, begun = tiny_world.session(rewind_mb=0), threading.Event()
     imagine, develop, names = session.imagine, session.develop, []
 
-    def imagining(action: Action):
+    def imagining(*inputs):
         if session.clock.block == 1:
             begun.set()
-        return imagine(action)
+        return imagine(*inputs)
 
     def developing(*inputs):
         names.append(threading.current_thread().name)
@@ -47,6 +47,33 @@ def test_the_next_block_is_begun_while_one_is_decoded(tiny_world: World, monkeyp
     monkeypatch.setattr(session, "develop", developing)
     assert len(list(Overlap(session).play(WALK[:3]))) == 3
     assert all(name.startswith("reverie-decoder") for name in names)
+
+
+def test_a_block_is_decoded_beside_its_clean_pass(tiny_world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    session, decoding = tiny_world.session(rewind_mb=0), threading.Event()
+    remember, develop = session._remember, session.develop
+
+    def remembering(*inputs) -> None:
+        assert decoding.wait(20), "the decoder has not begun"
+        decoding.clear()
+        remember(*inputs)
+
+    monkeypatch.setattr(session, "_remember", remembering)
+    monkeypatch.setattr(session, "develop", lambda *inputs: decoding.set() or develop(*inputs))
+    assert len(list(Overlap(session).play(WALK[:3]))) == 3
+
+
+def test_a_clean_pass_that_fails(tiny_world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its block, which is being decoded by then, does not count; the one before does."""
+    stepped, beside = tiny_world.session(rewind_mb=0), tiny_world.session(rewind_mb=0)
+    remember = beside._remember
+    with monkeypatch.context() as patch:
+        patch.setattr(beside, "_remember", lambda *inputs: 1 / 0 if beside.clock.block == 1 else remember(*inputs))
+        with pytest.raises(ZeroDivisionError):
+            list(Overlap(beside).play(WALK[:3]))
+    stepped.step(WALK[0])
+    assert beside.clock == stepped.clock and np.array_equal(beside.last_frame, stepped.last_frame)
+    assert np.array_equal(beside.step(WALK[1]), stepped.step(WALK[1]))
 
 
 def test_leaving_early_loses_nothing(tiny_world: World) -> None:
