@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -47,6 +48,16 @@ def test_the_next_block_is_begun_while_one_is_decoded(tiny_world: World, monkeyp
     monkeypatch.setattr(session, "develop", developing)
     assert len(list(Overlap(session).play(WALK[:3]))) == 3
     assert all(name.startswith("reverie-decoder") for name in names)
+
+
+def test_a_decoder_on_another_device(tiny_yaml: Path) -> None:
+    """Two names of the one processor, which torch holds to be two devices."""
+    one, two = World.load(tiny_yaml), World.load(tiny_yaml, decode_device="cpu:0")
+    assert two.decode_device != two.device and two.describe()["decode_device"] == "cpu:0"
+    stepped, apart, beside = one.session(rewind_mb=0), two.session(rewind_mb=0), two.session(rewind_mb=0)
+    for action, played in zip(WALK, Overlap(beside).play(WALK), strict=True):
+        frames = stepped.step(action)
+        assert np.array_equal(frames, played.frames) and np.array_equal(frames, apart.step(action))
 
 
 def test_a_block_is_decoded_beside_its_clean_pass(tiny_world: World, monkeypatch: pytest.MonkeyPatch) -> None:
