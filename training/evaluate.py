@@ -1,6 +1,6 @@
 """Measure the shipped garden against the simulator: obedience, faithfulness, stability, speed.
 
-    python -m training.evaluate                       # everything, as a table; about 40 minutes on two cores
+    python -m training.evaluate                       # everything, as a table; about an hour on two cores
     python -m training.evaluate --only faithful --starts 8
     python -m training.evaluate --only stable --sheet docs/garden_sheet.png
 
@@ -57,13 +57,12 @@ def main() -> None:
         return found | later
 
     def quiet() -> measures.Table:
-        count = max(1, args.starts // 8)
-        table = {"starts": count, **measures.quiet(world, count, args.quiet_minutes)}
+        table = {"starts": args.starts, **measures.quiet(world, args.starts, args.quiet_minutes)}
         if not world.config.sampler.hold_still:
             return table
-        config = load_config(args.world, {"sampler.hold_still": False})
-        free = measures.quiet(World.load(config, weights=args.weights, device=args.device, dtype=args.dtype), count, args.quiet_minutes)
-        return table | {f"{name}_if_remembered": value for name, value in free.items()}
+        config, few = load_config(args.world, {"sampler.hold_still": False}), max(1, args.starts // 8)
+        free = measures.quiet(World.load(config, weights=args.weights, device=args.device, dtype=args.dtype), few, args.quiet_minutes)
+        return table | {f"{name}_if_remembered": value for name, value in ({"starts": few} | free).items()}
 
     parts: dict[str, Callable[[], measures.Table]] = {
         "fast": lambda: measures.fast(world),

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from engine import load_config
+from engine.worldfile import asset_folder
 from training.common import FITTING, load_weights, weights_for, working_dtype
 from training.dataset import Batch
 from training.draws import BatchNoise
@@ -41,7 +42,7 @@ def unseen(vae: Path, count: int, device: torch.device, idle: float = 1 / 16) ->
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", type=Path, nargs="+")
-    parser.add_argument("--vae", type=Path, default=Path("assets/garden/vae.safetensors"))
+    parser.add_argument("--vae", type=Path, default=asset_folder() / "garden/vae.safetensors")
     parser.add_argument("--clips", type=int, default=48)
     parser.add_argument("--still", type=int, default=24, help="clips in which one stands still")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")

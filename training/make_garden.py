@@ -9,8 +9,8 @@ layers learn where they stand), forcing, rollout, decoder (on imagined latents),
 shipped. 0 minutes leave a stage out; rollouts on the truth are left out unless asked for, because they bring the model nearer to the truth
 and make its pictures softer; so are places on top of what is shipped: it has learned them, and after them the layers that follow must
 learn to draw again, for two hours (docs/GARDEN.md). The same command again goes on where the last one stopped, in the middle of a stage if
-need be. No file of what it makes is larger than 16 MiB, and what it makes is a world:
-`python play.py --world runs/garden/garden.yaml`.
+need be. What it makes is a world: `python play.py --world runs/garden/garden.yaml`. Its weights are in files of at most 16 MiB; what a
+stage keeps for itself, such as `last.pt` with its averages and the optimiser's numbers, is larger.
 
 The budgets for a GPU are a plan: no GPU has run them yet.
 """
@@ -28,7 +28,9 @@ from pathlib import Path
 import torch
 import yaml
 
-SHIPPED = Path("assets/garden")
+from engine.worldfile import asset_folder
+
+SHIPPED = asset_folder() / "garden"
 STAGES = ("vae", "streams", "clips", "starts", "places", "forcing", "rollout", "decoder")
 MINUTES = {"cpu": (45, 10, 45, 12, 45, 185, 0, 15), "cuda": (6, 1, 3, 1, 2, 11, 0, 2)}  # no rollouts unless asked for: see docs/GARDEN.md
 SHORTER = {"cpu": (0, 0, 35, 12, 0, 100, 0, 15), "cuda": (0, 0, 4, 1, 0, 19, 0, 2)}  # on top of what is shipped

@@ -21,7 +21,7 @@ from training.simulator import FPS, Pose, is_free, random_poses, render, step
 SEED = 990_000  # trainers use seeds below 900,000
 FIRST, NEXT = 9, 12  # frames of block 0 and of every other
 MINUTE = 60 * FPS // NEXT  # blocks
-EVERY, LONG = 20, 4  # of a long walk's pictures by the simulator: four blocks in twenty
+AT_ONCE = 4 * NEXT  # of a long walk's pictures by the simulator
 AXES = {"w": 2, "s": 2, "a": 0, "d": 0, "j": 0, "l": 0, "i": 1, "k": 1}  # what a key moves: horizontal, vertical, zoom
 
 Table = dict[str, object]
@@ -227,7 +227,7 @@ def _detail(grey: np.ndarray) -> float:
 
 
 def stable(world: World, minutes: Sequence[float], number: int = 0) -> tuple[list[Table], np.ndarray]:
-    """One long random walk, the one of this ``number``: the second half of each of ``minutes``, against the simulator's pictures of that half.
+    """One long random walk, the one of this ``number``: the second half of each of ``minutes``, against the simulator's of that half.
 
     A minute alone says little: who stands at the hedge for a minute sees a third of the detail there is. And 48 pictures on the way: 8 of
     the first ten seconds, 8 of the first minute, 32 of the first of ``minutes``.
@@ -252,15 +252,19 @@ def stable(world: World, minutes: Sequence[float], number: int = 0) -> tuple[lis
     poses = walk(world, pose, actions)
     tables: list[Table] = []
     for end, its in zip(ends, late, strict=True):
-        first, after = (BlockClock(block=block).frames.start for block in (end // 2, end))
-        last = max(first, after - LONG * NEXT)
-        truth = [look(pictures(poses[i : min(i + LONG * NEXT, after)])) for i in (*range(first, last, EVERY * NEXT), last)]
         table: Table = {}
-        for name in truth[0]:
-            ours, theirs = (float(np.mean([one[name] for one in those])) for those in (its, truth))
+        for name, theirs in second_half(poses, end).items():
+            ours = float(np.mean([one[name] for one in its]))
             table[name] = {"world": round(ours, 2), "simulator": round(theirs, 2), "ratio": round(ours / theirs, 3)}
         tables.append(table)
     return tables, np.array([picture for row in kept for picture in row])
+
+
+def second_half(poses: list[Pose], blocks: int) -> dict[str, float]:
+    """How the simulator's pictures `look` in the second half of the first ``blocks`` of a walk: all of them."""
+    first, after = (BlockClock(block=block).frames.start for block in (blocks // 2, blocks))
+    looks = [look(pictures(poses[i : min(i + AT_ONCE, after)])) for i in range(first, after, AT_ONCE)]
+    return {name: float(np.mean([one[name] for one in looks])) for name in looks[0]}
 
 
 def fast(world: World, blocks: int = 40) -> Table:

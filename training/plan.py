@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Literal
 
@@ -24,6 +24,17 @@ SECTIONS = {  # which parts of a plan an objective reads
     "sid": {"rollout", "score"},
     "causvid": {"forcing", "score"},
     "consistency": {"forcing", "consistency"},
+}
+CRITICS = ("optimizer.critic_lr", "student_every")
+LEVELS = tuple(f"forcing.{name}" for name in ("levels", "step_weights", "range", "shared"))
+LOSS = tuple(f"forcing.{name}" for name in ("space", "weighting", "context_noise", "drop_actions", "resampling", "begin_weights", "robust"))
+UNREAD = {  # and which settings of those parts, and of the plan itself, it does not: refused, unless they are as they are by default
+    "forcing": CRITICS,
+    "regression": ("blocks", *CRITICS),
+    "dmd": ("blocks", "score.alpha"),
+    "sid": ("blocks",),
+    "causvid": (*LOSS, "score.alpha"),
+    "consistency": (*LEVELS, *LOSS, *CRITICS),
 }
 
 
@@ -72,6 +83,8 @@ class ForcingSettings:
                 raise ValueError(f"{name} must be positive, got {list(weights)}")
         if self.resampling and self.context != "clean":
             raise ValueError(f"resampling makes a clean context, and context is {self.context!r}")
+        if self.context_noise and self.context != "clean":
+            raise ValueError(f"context_noise is added to a clean context, and context is {self.context!r}")
 
 
 @dataclass(frozen=True)
@@ -196,6 +209,11 @@ class Plan:
         stray = sorted(given - SECTIONS[self.objective])
         if stray:
             raise ValueError(f"the objective {self.objective} reads no settings {stray[0]}; it reads {', '.join(SECTIONS[self.objective])}")
+        for name in UNREAD[self.objective]:
+            part, _, last = name.rpartition(".")
+            holder = getattr(self, part) if part else self
+            if holder is not None and getattr(holder, last) != next(item.default for item in fields(holder) if item.name == last):
+                raise ValueError(f"the objective {self.objective} does not read {name}: leave it out")
         if self.objective == "causvid" and self.forcing is not None and self.forcing.context == "all":
             raise ValueError("causvid trains what can be played: forcing.context must be noisy or clean")
 

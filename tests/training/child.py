@@ -1,6 +1,7 @@
 """Trainings in a process of their own: ``python -m tests.training.child FOLDER OBJECTIVE…``, alone or as one of several.
 
-Each objective runs in FOLDER/OBJECTIVE-N with N processes. Without objectives: one forcing that never ends, to be killed.
+Each objective runs in FOLDER/OBJECTIVE-N with N processes; behind its name "-image" gives its networks image tokens, and "-half"
+checkpointed layers and bfloat16. Without objectives: one forcing that never ends, to be killed.
 """
 
 from __future__ import annotations
@@ -32,7 +33,10 @@ def endless_plan() -> Plan:
     return replace(plan, optimizer=replace(plan.optimizer, schedule="constant"))  # whatever the last iteration
 
 
-def plan_of(objective: str, **changes: object) -> Plan:
+def plan_of(words: str, **changes: object) -> Plan:
+    """The plan of an objective, with what its name says behind it."""
+    objective, *more = words.split("-")
+    changes |= {"checkpointing": True, "precision": "bfloat16"} if "half" in more else {}
     return tiny_plan(objective, batch=4, iterations=3, report_every=1, student_every=2, **SETTINGS.get(objective, {}), **changes)
 
 
@@ -44,13 +48,12 @@ class Seeing(Data):
 
 
 def trainer_of(folder: Path, objective: str, workers: Workers, plan: Plan) -> Trainer:
-    """``objective`` may end with "-image": then the networks have image tokens."""
-    name, seeing = objective.removesuffix("-image"), objective.endswith("-image")
+    name, *more = objective.split("-")
     place = folder / f"{objective}-{workers.count}"
     (place / f"files-{workers.rank}").mkdir(parents=True, exist_ok=True)
     config: WorldConfig = tiny_config(place / f"files-{workers.rank}")
     data = tiny_data(place / f"files-{workers.rank}", config, blocks=3, count=3)
-    if seeing:
+    if "image" in more:
         model = replace(config.model, img_dim=8)
         config = SeeingConfig(config, model)
         data = Seeing(data.source, config, 0)
@@ -72,7 +75,7 @@ if __name__ == "__main__":
     target, objectives = Path(sys.argv[1]), sys.argv[2:]
     workers = Workers.start("cpu")
     for objective in objectives:
-        trainer_of(target, objective, workers, plan_of(objective.removesuffix("-image"))).run()
+        trainer_of(target, objective, workers, plan_of(objective)).run()
     if not objectives:
         trainer_of(target, "forcing", workers, endless_plan()).run()
     workers.finish()

@@ -71,6 +71,13 @@ def test_from_what_is_shipped(tmp_path: Path) -> None:
     )
 
 
+def test_what_is_shipped_is_found_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    jobs = plan(Path("runs"), "cpu", budgets([], "cpu", True), from_shipped=True)
+    given = [word for job in jobs for word in job.arguments if word.endswith(".safetensors") and not word.startswith("runs")]
+    assert {Path(word).name for word in given} == {"dit.safetensors", "vae.safetensors"} and all(Path(word).is_file() for word in given)
+
+
 def test_half_an_hour_on_a_large_gpu() -> None:
     for shorter in (False, True):
         assert sum(budgets([], "cuda", shorter).values()) <= 28  # and the evaluation

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +16,17 @@ from engine.config import WorldConfig
 from models.dit import DiT
 from models.flow import FlowSchedule
 from tests.training.tiny import ALONE, networks_for, objective_of, tiny_config, tiny_data, tiny_dit, tiny_plan
+from training.dataset import Data
 from training.draws import BatchNoise, Draws
 from training.objectives import Networks
 from training.objectives.consistency import consistency_loss, euler_step
 from training.objectives.dmd import dmd_loss
 from training.objectives.forcing import forcing_loss
 from training.objectives.regression import regression_loss
-from training.objectives.rollout import Rollout
+from training.objectives.rollout import Generated, Rollout
+from training.objectives.scores import Scores
 from training.objectives.sid import sid_loss
-from training.plan import ConsistencySettings, ForcingSettings, RolloutSettings, ScoreSettings
+from training.plan import SECTIONS, UNREAD, ConsistencySettings, ForcingSettings, RolloutSettings, ScoreSettings
 from training.trainer import Trainer
 
 SHAPE = (3, 4, 6, 2, 4)  # [B, z, T, h, w]
@@ -117,10 +121,32 @@ def test_regression_counts_what_has_a_gradient() -> None:
 def test_consistency_compares_neighbours_on_a_path() -> None:
     x0, noise, guess, target = randn(1), randn(2), randn(3), randn(4)
     a, e, g, t = wide(x0, noise, guess, target)
-    assert float(consistency_loss(guess, target)) == pytest.approx(((g - t) ** 2).mean(), rel=1e-6)
+    counts = torch.ones(SHAPE[0], SHAPE[2])
+    counts[1, :3] = 0
+    expected = np.mean([((g[b] - t[b])[:, 3 * (b == 1) :] ** 2).mean() for b in range(SHAPE[0])])
+    assert float(consistency_loss(guess, target, counts)) == pytest.approx(expected, rel=1e-6)
     high, low = torch.tensor(0.8), torch.tensor(0.3)
     stepped = euler_step(0.2 * x0 + 0.8 * noise, x0, high, low)  # a teacher that sees x0 leads along the straight line
     np.testing.assert_allclose(stepped.numpy(), 0.7 * a + 0.3 * e, atol=1e-6)
+
+
+@pytest.mark.parametrize("shift", [5.0, 1.0])
+def test_the_scores_times_are_uniform_and_then_shifted(shift: float) -> None:
+    """t uniform in the range, σ = s t/(1 + (s − 1) t), the same for all latents of a window."""
+    draws = Draws(5, 0, range(2000), 2000)
+    low, high = 0.05, 1.0
+    drawn = Scores(None, None, ScoreSettings(shift=shift, range=(low, high))).timestep(draws, 6)
+    assert drawn.shape == (2000, 6) and torch.equal(drawn, drawn[:, :1].expand(-1, 6))
+    sigma = drawn[:, 0].double() / 1000
+    t = low + (high - low) * draws.uniform("time", 1)[:, 0].double()
+    expected = shift * t / (1 + (shift - 1) * t)
+    torch.testing.assert_close(sigma, expected, atol=shift * 1.1e-3, rtol=0)  # the table's steps are 1/1000 of t
+    back = (sigma / (shift - (shift - 1) * sigma)).sort().values
+    even = low + (high - low) * (torch.arange(2000, dtype=torch.float64) + 0.5) / 2000
+    assert (back - even).abs().max() < 0.05
+    assert (shift == 1) == torch.allclose(sigma, t, atol=0.01), "without the shift they would be others"
+    kept = Scores(None, None, ScoreSettings(shift=5.0, range=(0.1, 0.9))).timestep(draws, 1)
+    assert kept.max() == 900 and kept.min() > 350, "of a shifted range what lies beyond the range itself is kept at its ends"
 
 
 # ---- the objectives' own losses, out of what their networks were given and said
@@ -148,7 +174,7 @@ ROLL = RolloutSettings(horizon=(2, 2), start_share=1.0)
 @pytest.mark.parametrize("objective", ["dmd", "sid"])
 def test_scores_see_the_noised_rollout_and_make_the_loss(objective: str, config: WorldConfig, tmp_path: Path) -> None:
     nets = networks_for(objective, config)
-    plan = tiny_plan(objective, score=SCORES, rollout=ROLL)
+    plan = tiny_plan(objective, score=SCORES if objective == "sid" else replace(SCORES, alpha=1.0), rollout=ROLL)
     made = objective_of(plan, config, nets, tiny_data(tmp_path, config))
     x = made.generate(DRAWS, gradient=False)[0].latents.double()
     teacher, critic = Recorded(nets.teacher), Recorded(nets.critic)
@@ -168,7 +194,7 @@ def test_scores_see_the_noised_rollout_and_make_the_loss(objective: str, config:
 
 def test_the_critics_loss_is_flow_matching_on_what_was_made(config: WorldConfig, tmp_path: Path) -> None:
     nets = networks_for("dmd", config)
-    made = objective_of(tiny_plan("dmd", score=SCORES, rollout=ROLL), config, nets, tiny_data(tmp_path, config))
+    made = objective_of(tiny_plan("dmd", score=replace(SCORES, alpha=1.0), rollout=ROLL), config, nets, tiny_data(tmp_path, config))
     critic = Recorded(nets.critic)
     loss = made.critic_loss(DRAWS)[0]
     x = made.generate(DRAWS, gradient=False)[0].latents.double()
@@ -182,7 +208,7 @@ def test_the_critics_loss_is_flow_matching_on_what_was_made(config: WorldConfig,
 def test_causvid_scores_the_noised_truth(config: WorldConfig, tmp_path: Path) -> None:
     nets = networks_for("causvid", config)
     forcing = ForcingSettings(context="noisy")
-    made = objective_of(tiny_plan("causvid", score=SCORES, forcing=forcing), config, nets, tiny_data(tmp_path, config))
+    made = objective_of(tiny_plan("causvid", score=replace(SCORES, alpha=1.0), forcing=forcing), config, nets, tiny_data(tmp_path, config))
     student, critic, teacher = Recorded(nets.student), Recorded(nets.critic), Recorded(nets.teacher)
     loss = made.student_loss(DRAWS)[0].item()
     batch = made.data.batch(DRAWS, 2)
@@ -234,7 +260,164 @@ def test_forcing_reads_what_the_network_means(prediction: str, tmp_path: Path) -
     assert loss == pytest.approx(float((velocity - (noise - batch.latents.double())).square().mean()), rel=1e-4)
 
 
+def middles(folder: Path, config: WorldConfig) -> tuple[Data, Draws, Tensor]:
+    """Clips longer than the windows, draws of some windows from a session's start and some from its middle, and which latents count."""
+    data, draws = tiny_data(folder, config, blocks=4), Draws(1, 0, range(6), 6)
+    from_start = data.batch(draws, 2).from_start
+    assert from_start.any() and not from_start.all()
+    return data, draws, (torch.arange(6) >= 3) | from_start[:, None]
+
+
+def test_consistency_leaves_out_first_blocks_that_nothing_told_the_past(config: WorldConfig, tmp_path: Path) -> None:
+    data, draws, counts = middles(tmp_path, config)
+    nets = networks_for("consistency", config)
+    made = objective_of(tiny_plan("consistency", consistency=ConsistencySettings(levels=3)), config, nets, data)
+    said = [Recorded(dit) for dit in (nets.student, nets.teacher, nets.target)]
+    loss = made.student_loss(draws)[0].item()
+    (given, high, _, guess), (*_, seen), (_, low, _, slow) = (one.calls[0] for one in said)
+    x, guess, seen, slow = (out[:, :4, 3:].double() for out in (given, guess, seen, slow))
+    sigma, lower = (FlowSchedule(5.0).sigma(t[:, 3:]).double()[:, None, :, None, None] for t in (high, low))
+    lower = torch.where(low[:, None, 3:, None, None] > 0, lower, 0.0)
+    goal = torch.where(lower > 0, slow, x + (lower - sigma) * (x - seen) / sigma)
+    errors = (guess - goal).square().mean((1, 3, 4))
+    assert loss == pytest.approx(float(torch.stack([e[c].mean() for e, c in zip(errors, counts, strict=True)]).mean()), rel=1e-5)
+    assert loss != pytest.approx(float(errors.mean()), rel=1e-3)
+
+
+@pytest.mark.parametrize("context", ["noisy", "clean"])
+def test_causvid_leaves_out_first_blocks_that_nothing_told_the_past(context: str, config: WorldConfig, tmp_path: Path) -> None:
+    data, draws, counts = middles(tmp_path, config)
+    nets = networks_for("causvid", config)
+    plan = tiny_plan("causvid", score=ScoreSettings(), forcing=ForcingSettings(context=context))
+    student, critic, teacher = Recorded(nets.student), Recorded(nets.critic), Recorded(nets.teacher)
+    loss = objective_of(plan, config, nets, data).student_loss(draws)[0].item()
+    x, fake, real = (one.calls[0][3][:, :, -6:].double() for one in (student, critic, teacher))
+    g = ((fake - real) / (x - real).abs().mean((1, 2, 3, 4), keepdim=True)).square().mean((1, 3, 4))
+    assert loss == pytest.approx(0.5 * float(torch.stack([e[c].mean() for e, c in zip(g, counts, strict=True)]).mean()), rel=1e-5)
+    assert loss != pytest.approx(0.5 * float(g.mean()), rel=1e-3)
+
+
+def test_a_window_of_one_block_and_one_in_full_view_count_whole(config: WorldConfig, tmp_path: Path) -> None:
+    data, draws, counts = middles(tmp_path, config)
+    made = objective_of(tiny_plan("forcing"), config, networks_for("forcing", config), data)
+    batch = data.batch(draws, 2)
+    for context in ("clean", "noisy"):
+        assert torch.equal(made.counts(batch, context).bool(), counts)
+    assert made.counts(batch, "all").all()
+    alone = objective_of(tiny_plan("forcing", blocks=1), config, networks_for("forcing", config), data)
+    assert alone.counts(data.batch(draws, 1), "clean").all()
+
+
+class Noting:
+    """A plan that notes which of its settings are read."""
+
+    def __init__(self, inner: Any, notes: set[str], path: str = "") -> None:
+        self._inner, self._notes, self._path = inner, notes, path
+
+    def __getattr__(self, name: str) -> Any:
+        value, path = getattr(self._inner, name), f"{self._path}{name}"
+        self._notes.add(path)
+        return Noting(value, self._notes, f"{path}.") if is_dataclass(value) else value
+
+
+SETTINGS = {"forcing": ForcingSettings(context="clean"), "rollout": ROLL, "score": SCORES, "consistency": ConsistencySettings(levels=3)}
+
+
+@pytest.mark.parametrize("objective", UNREAD)
+def test_what_a_plan_may_not_set_is_what_its_objective_does_not_read(objective: str, config: WorldConfig, tmp_path: Path) -> None:
+    settings = {name: value for name, value in SETTINGS.items() if name in SECTIONS[objective]}
+    if "score" in settings and objective != "sid":
+        settings["score"] = replace(SCORES, alpha=1.0)
+    notes: set[str] = set()
+    for levels in ("steps", "uniform"):
+        if "forcing" in settings and "forcing.levels" not in UNREAD[objective]:
+            settings["forcing"] = ForcingSettings(levels=levels)
+        plan = Noting(tiny_plan(objective, **settings), notes)
+        made = objective_of(plan, config, networks_for(objective, config), tiny_data(tmp_path, config))
+        for loss_of in (made.student_loss, *([made.critic_loss] if made.has_critic else [])):
+            loss_of(DRAWS)
+    assert notes and notes.isdisjoint(UNREAD[objective])
+    read = {f"forcing.{field.name}" for field in fields(ForcingSettings)} - {*UNREAD[objective], "forcing.begin_weights"}
+    assert "forcing" not in settings or read <= notes
+
+
 # ---- gradients
+
+
+class Linear:
+    """A view in which each network says its number times what it is given."""
+
+    def x0(self, factor: float, noisy: Tensor, *rest: Any) -> Tensor:
+        return factor * noisy
+
+
+def test_sids_gradient_flows_through_both_scores(config: WorldConfig, tmp_path: Path) -> None:
+    """fake = a x_t, real = b x_t: the gradient by hand, with what flows through them and without."""
+    a, b, alpha = 0.6, 0.9, 1.2
+    plan = tiny_plan("sid", score=ScoreSettings(alpha=alpha, shift=1.0, range=(0.1, 0.6)), rollout=ROLL)
+    made = objective_of(plan, config, networks_for("sid", config), tiny_data(tmp_path, config))
+    made.scores, made.view = Scores(b, a, made.score), lambda *_: Linear()
+    x, batch = randn(1, (2, 4, 6, 2, 4)).requires_grad_(), made.data.batch(DRAWS, 2)
+    made.generate = lambda draws, gradient: (Generated(x, without_gradient=3), batch)
+    made.student_loss(DRAWS)[0].backward()
+    noisy, _, sigma, _ = made.scores.noised(x.detach(), DRAWS)
+    x0, xt = x.detach().double(), noisy.double()
+    down = 1 - sigma.double()[:, None, :, None, None]  # dx_t/dx
+    gap, real = (b - a) * xt, b * xt
+    scale = (x0 - real).abs().mean((1, 2, 3, 4), keepdim=True) * x0[:, :, 3:].numel()  # the first three do not count
+    through = (b - a) * down * (real - x0 - alpha * gap) + gap * (b * down - 1 - alpha * (b - a) * down)
+    expected, detached = torch.zeros_like(x0), torch.zeros_like(x0)
+    expected[:, :, 3:], detached[:, :, 3:] = (through / scale)[:, :, 3:], (-gap / scale)[:, :, 3:]
+    torch.testing.assert_close(x.grad.double(), expected, rtol=1e-4, atol=1e-8)
+    assert (detached - expected).norm() > 0.3 * expected.norm(), "without what flows through it would be another"
+
+
+def told(objective: str, config: WorldConfig, folder: Path, loss: str) -> dict[str, bool]:
+    """Which networks an objective's loss leaves gradients in, where every weight asks for one and nobody forbids it."""
+    nets = networks_for(objective, config)
+    found = {"student": nets.student, "teacher": nets.teacher, "critic": nets.critic}
+    for dit in found.values():
+        dit.requires_grad_(True)
+    settings = {} if objective == "causvid" else {"rollout": ROLL}
+    made = objective_of(tiny_plan(objective, **settings), config, nets, tiny_data(folder, config))
+    getattr(made, loss)(DRAWS)[0].backward()
+    return {name: any(p.grad is not None and bool(p.grad.any()) for p in dit.parameters()) for name, dit in found.items()}
+
+
+@pytest.mark.parametrize("objective", ["dmd", "sid", "causvid"])
+def test_the_critics_loss_reaches_the_critic_alone(objective: str, config: WorldConfig, tmp_path: Path) -> None:
+    assert told(objective, config, tmp_path, "critic_loss") == {"student": False, "teacher": False, "critic": True}
+
+
+@pytest.mark.parametrize("objective", ["dmd", "causvid"])
+def test_the_students_loss_reaches_the_student_alone(objective: str, config: WorldConfig, tmp_path: Path) -> None:
+    assert told(objective, config, tmp_path, "student_loss") == {"student": True, "teacher": False, "critic": False}
+
+
+def test_sids_loss_passes_the_scores_weights_on_its_way(config: WorldConfig, tmp_path: Path) -> None:
+    """By its formula: that no update is made of it is the trainer's part (below)."""
+    assert told("sid", config, tmp_path, "student_loss") == {"student": True, "teacher": True, "critic": True}
+
+
+@pytest.mark.parametrize("objective", ["dmd", "sid", "causvid"])
+def test_no_update_is_made_of_anothers_loss(
+    objective: str, config: WorldConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:  # fmt: skip
+    """Where networks are sharded none can be told to be fixed: gradients that others left are dropped, and it comes to the same."""
+    settings = {} if objective == "causvid" else {"rollout": ROLL}
+    plan, data = tiny_plan(objective, iterations=2, **settings), tiny_data(tmp_path, config)
+    found = []
+    for fixed in (True, False):
+        if not fixed:
+            monkeypatch.setattr(Trainer, "_others_fixed", lambda *_: nullcontext())
+        nets = networks_for(objective, config)
+        teacher = {name: tensor.clone() for name, tensor in nets.teacher.state_dict().items()}
+        Trainer(plan, config, nets, data, ALONE, tmp_path / f"run-{fixed}").run()
+        assert all(torch.equal(tensor, teacher[name]) for name, tensor in nets.teacher.state_dict().items())
+        assert all(p.grad is None for p in nets.teacher.parameters())
+        found.append({**nets.student.state_dict(), **{f"critic {name}": tensor for name, tensor in nets.critic.state_dict().items()}})
+    for name, tensor in found[0].items():
+        torch.testing.assert_close(found[1][name], tensor, atol=1e-4, rtol=0)  # rates are 5e-3 and 1e-2
 
 
 @pytest.mark.parametrize("objective", ["dmd", "sid", "causvid"])

@@ -5,27 +5,65 @@ from __future__ import annotations
 import math
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 
 from models.checkpoint import build_empty
 from models.dit import DiT
+from models.errors import WorldError
 from tests.tiny_world import write_tiny_world
 from tests.training.tiny import write_clips
 from training import export, train
 from training.dryrun import dry_run
 from training.objectives import OBJECTIVES
-from training.plan import read_plan
+from training.plan import ForcingSettings, OptimizerSettings, Plan, ScoreSettings, read_plan
 
 PLANS = sorted((Path(train.__file__).parent / "configs").glob("*.yaml"))
 
 
 def test_there_is_a_plan_for_every_objective() -> None:
     assert {read_plan(path).objective for path in PLANS if path.stem.startswith("garden_")} == set(OBJECTIVES)
+
+
+@pytest.mark.parametrize(
+    ("objective", "setting", "value"),
+    [
+        *((kind, f"forcing.{name}", value) for kind in ("consistency", "causvid") for name, value in (
+            ("drop_actions", 0.1), ("robust", 0.03), ("resampling", 0.5), ("begin_weights", [1, 1, 1]), ("space", "velocity"),
+            ("weighting", "bell"), ("context_noise", 0.3),
+        )),
+        ("consistency", "forcing.levels", "uniform"), ("consistency", "forcing.range", [0.1, 0.9]), ("consistency", "forcing.shared", True),
+        ("consistency", "forcing.step_weights", [1, 1, 1]), ("consistency", "student_every", 2), ("forcing", "optimizer.critic_lr", 1e-3),
+        ("regression", "optimizer.critic_lr", 1e-3), ("regression", "blocks", 3), ("dmd", "blocks", 3), ("sid", "blocks", 3),
+        ("dmd", "score.alpha", 1.2), ("causvid", "score.alpha", 1.2),
+    ],
+)  # fmt: skip
+def test_a_setting_that_its_objective_does_not_read_is_refused(objective: str, setting: str, value: object, tmp_path: Path) -> None:
+    """In one line that names both; at its default it may stand there."""
+
+    def plan_with(given: object) -> Path:
+        part, _, name = setting.rpartition(".")
+        settings = {"world": "garden", "objective": objective} | ({part: {name: given}} if part else {name: given})
+        path = tmp_path / "plan.yaml"
+        path.write_text(yaml.safe_dump(settings))
+        return path
+
+    with pytest.raises(WorldError) as refusal:
+        read_plan(plan_with(value))
+    assert str(refusal.value) == f"plan.yaml: the objective {objective} does not read {setting}: leave it out"
+    holder = {"forcing": ForcingSettings, "optimizer": OptimizerSettings, "score": ScoreSettings}.get(setting.rpartition(".")[0], Plan)
+    default = next(field.default for field in fields(holder) if field.name == setting.rpartition(".")[2])
+    read_plan(plan_with(list(default) if isinstance(default, tuple) else default))
+
+
+def test_noise_on_a_clean_context_is_refused_where_there_is_none() -> None:
+    with pytest.raises(ValueError, match="context_noise is added to a clean context, and context is 'noisy'"):
+        ForcingSettings(context="noisy", context_noise=0.3)
 
 
 @pytest.mark.parametrize("path", PLANS, ids=lambda path: path.stem)

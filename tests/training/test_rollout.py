@@ -13,6 +13,7 @@ from torch import Tensor
 from engine import Action, World, load_config
 from engine.clock import BlockClock
 from engine.conditioning import ConditionRing, Rows, Windows
+from engine.sampler import SeededNoise
 from models.dit import DiT
 from models.kv_cache import DiTCache
 from tests.tiny_world import write_tiny_world
@@ -63,10 +64,14 @@ def played_latents(world: World, actions: list[Action], seed: int) -> Tensor:
 
 
 @pytest.mark.parametrize(("window", "last_noise"), [(15, 1.0), (7, 0.5)])
-def test_a_rollout_is_what_the_player_sees(window: int, last_noise: float, tmp_path: Path) -> None:
-    """Two sessions side by side with gradients, past the point where the ring overwrites itself, against two games."""
+def test_a_rollout_is_what_the_player_sees_who_commits_every_block(window: int, last_noise: float, tmp_path: Path) -> None:
+    """Two sessions side by side with gradients, past the point where the ring overwrites itself, against two games.
+
+    For any window and `last_noise`, in a world with `context: clean` that does not hold still.
+    """
     path = write_tiny_world(tmp_path, change=lambda settings: settings["model"].update(local_attn_size=window))
     world = World.load(load_config(path, {"sampler.last_noise": last_noise}))
+    assert world.config.sampler.context == "clean" and not world.config.sampler.hold_still
     sessions = [[*ACTIONS, *ACTIONS[:2]], [*ACTIONS[::-1], *ACTIONS[2:4]]]
     games = torch.cat([played_latents(world, actions, seed) for seed, actions in zip((7, 8), sessions, strict=True)])
     world.dit.requires_grad_(True)
@@ -76,6 +81,30 @@ def test_a_rollout_is_what_the_player_sees(window: int, last_noise: float, tmp_p
     assert all(x0.requires_grad for x0 in made)
     torch.testing.assert_close(torch.cat(made, dim=2).detach(), games, atol=1e-5, rtol=1e-5)
     assert not torch.allclose(games[0], games[1], atol=1e-2)
+
+
+def test_a_player_who_holds_still_sees_the_rollout_up_to_the_third_idle_block(tmp_path: Path) -> None:
+    """Then ever new third idle blocks, each beside the same past, and afterwards the rollout in which all of them are left out."""
+    config = load_config(write_tiny_world(tmp_path), {"sampler.hold_still": True, "sampler.last_noise": 0.0})
+    world, idle, seed = World.load(config), Action(), 7
+    begun, later = ACTIONS[:2], [ACTIONS[3], ACTIONS[1]]
+    game = played_latents(world, [*begun, *5 * [idle], *later], seed)
+    game = torch.cat(game.split(3, dim=2))  # [blocks, z, n, h, w]
+    rollout = Rollout(world.dit, config.sampler.steps, config.sampler.shift, LAST, last_noise=0.0)
+
+    def rolled(actions: list[Action], held: int) -> Tensor:
+        """A rollout with the noise of a game in which ``held`` more blocks came after the fourth."""
+        noise, drawn = BatchNoise([seed]), SeededNoise(seed)
+        noise.noise = lambda clock, *rest: drawn.noise(replace(clock, block=clock.block + held * (clock.block > 3)), *rest)
+        exits = rollout.exits(Draws(0, 0, range(1), 1), len(actions))
+        return torch.cat([x0 for _, x0 in rollout.play(batch_of(world, [actions]), exits, noise, gradient=False)])
+
+    going_on = rolled([*begun, *5 * [idle], *later], 0)
+    torch.testing.assert_close(game[:5], going_on[:5], atol=1e-5, rtol=1e-5)
+    assert all(not torch.allclose(game[block], going_on[block], atol=1e-2) for block in range(5, 9))
+    for held in (0, 1, 2):
+        torch.testing.assert_close(game[4 + held], rolled([*begun, *3 * [idle]], held)[4], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(game[7:], rolled([*begun, *2 * [idle], *later], 3)[4:], atol=1e-5, rtol=1e-5)
 
 
 class Passes(DiT):

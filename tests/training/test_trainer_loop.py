@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -22,13 +23,13 @@ from models.vae import VAE
 from tests.long import LONG
 from tests.tiny_world import write_tiny_world
 from tests.training.child import SETTINGS, endless_plan, plan_of, trainer_of
-from tests.training.tiny import ALONE, networks_for, tiny_config, tiny_data, tiny_dit, tiny_plan, write_clips
+from tests.training.tiny import ALONE, networks_for, tiny_config, tiny_data, tiny_dit, tiny_plan, with_window, write_clips
 from training import train
 from training.draws import Draws
 from training.learner import Average
 from training.objectives import Networks
 from training.parallel import Workers
-from training.plan import OptimizerSettings, Plan
+from training.plan import SECTIONS, OptimizerSettings, Plan, RolloutSettings
 from training.trainer import Trainer, TrainingError
 
 ROOT = Path(__file__).parents[2]
@@ -52,15 +53,15 @@ def assert_equal(a: object, b: object, where: str = "") -> None:
         assert a == b, where
 
 
-@pytest.mark.parametrize("objective", ["dmd", "consistency"])
-def test_a_resumed_run_is_the_same_run(objective: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("objective", "kind"), [("dmd", "adamw"), ("consistency", "adamw"), ("dmd", "muon")])
+def test_a_resumed_run_is_the_same_run(objective: str, kind: str, tmp_path: Path) -> None:
     """Weights, averages, optimisers, critic, target, drawn numbers and the place in the data, bit for bit."""
     config = tiny_config(tmp_path)
     data = tiny_data(tmp_path, config, blocks=3, count=3)
 
     def run(folder: str, iterations: int) -> dict:
         plan = tiny_plan(objective, iterations=iterations, student_every=2, ema_from=2, micro=1, **SETTINGS.get(objective, {}))
-        plan = replace(plan, optimizer=replace(plan.optimizer, schedule="constant", warmup=3))
+        plan = replace(plan, optimizer=replace(plan.optimizer, kind=kind, schedule="constant", warmup=3))
         Trainer(plan, config, networks_for(objective, config), data, ALONE, tmp_path / folder).run()
         return state_of(tmp_path / folder)
 
@@ -68,9 +69,53 @@ def test_a_resumed_run_is_the_same_run(objective: str, tmp_path: Path) -> None:
     run("parts", 2)
     parts = run("parts", 5)
     assert_equal(whole, parts)
+    assert ("muon" in whole["optimizer"]) == (kind == "muon")
     fresh = networks_for(objective, config).student.state_dict()
     assert any(not torch.equal(fresh[name], whole["model"][name]) for name in fresh)
     assert any(not torch.equal(whole["averaged"][name], whole["model"][name]) for name in fresh)
+
+
+def test_the_student_learns_in_its_turns_and_each_at_its_own_rate(tmp_path: Path) -> None:
+    """Every third iteration; between them it keeps its bits, and so does its average. The critic learns in each."""
+    config = tiny_config(tmp_path)
+    rates = OptimizerSettings(lr=2e-3, critic_lr=5e-4, betas=(0.0, 0.99), weight_decay=0.0)
+    plan = tiny_plan("dmd", iterations=7, student_every=3, optimizer=rates, **SETTINGS["dmd"])
+    nets = networks_for("dmd", config)
+    trainer = Trainer(plan, config, nets, tiny_data(tmp_path, config, blocks=3), ALONE, tmp_path / "run")
+
+    def weights() -> list[dict[str, torch.Tensor]]:
+        learning = [dict(dit.named_parameters()) for dit in (nets.student, nets.critic)]
+        return [{name: p.detach().clone() for name, p in one.items()} for one in (*learning, trainer.average.weights)]
+
+    seen = [weights()]
+    trainer.run(after=lambda _: seen.append(weights()))
+    moved = [[max(float((b[name] - a[name]).abs().max()) for name in a) for a, b in zip(*two, strict=True)] for two in pairwise(seen)]
+    students, critics, averages = zip(*moved, strict=True)
+    assert [move > 0 for move in students] == [move > 0 for move in averages] == [True, False, False, True, False, False, True]
+    assert min(critics) > 0
+    assert students[0] == pytest.approx(2e-3, rel=0.01) and critics[0] == pytest.approx(5e-4, rel=0.01)  # Adam's first step is its rate
+
+
+@pytest.mark.parametrize("clip", [1e-2, 1e6])
+def test_a_gradient_is_clipped_to_the_plans_norm_before_the_step(clip: float, tmp_path: Path) -> None:
+    """Both networks' gradients: what the optimiser gets is no longer than that, and in the direction it was."""
+    config = tiny_config(tmp_path)
+    plan = tiny_plan("dmd", iterations=1, optimizer=OptimizerSettings(lr=1e-3, critic_lr=1e-3, clip=clip), **SETTINGS["dmd"])
+    nets = networks_for("dmd", config)
+    trainer = Trainer(plan, config, nets, tiny_data(tmp_path, config, blocks=3), ALONE, tmp_path / "run")
+    taken: dict[str, float] = {}
+    for name, learner in (("student", trainer.student), ("critic", trainer.critic)):
+
+        def note(optimizer: torch.optim.Optimizer, *_: object, name: str = name) -> None:
+            grads = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+            taken[name] = float(torch.cat([grad.flatten() for grad in grads]).norm())
+
+        learner.optimizer.register_step_pre_hook(note)
+    report = trainer.step()
+    for name, norm in taken.items():
+        whole = float(report[f"{name} gradient"])
+        assert 1e-2 < whole < 1e6 and norm == pytest.approx(min(whole, clip), rel=1e-3)
+    assert taken.keys() == {"student", "critic"}
 
 
 def test_a_killed_run_loses_at_most_one_interval(tmp_path: Path) -> None:
@@ -115,7 +160,7 @@ def test_a_half_written_checkpoint_is_never_seen(tmp_path: Path, monkeypatch: py
     assert (trainer.folder / "last.pt").read_bytes() == before
 
 
-OBJECTIVES = ["dmd-image", "sid", *(["forcing", "consistency"] if LONG else [])]
+OBJECTIVES = ["dmd-image", "sid", "dmd-image-half", *(["forcing", "consistency"] if LONG else [])]  # the third as the plan `published`
 
 
 def start_two(*commands: list[str], **options: object) -> list[subprocess.Popen]:
@@ -172,26 +217,41 @@ def test_what_the_main_process_needs_is_asked_for_before_the_others_are_met(
 
 
 def test_two_processes_do_what_one_does(tmp_path: Path) -> None:
-    """FSDP2 over gloo: the same losses, and a checkpoint that one process goes on from."""
+    """FSDP2 over gloo: the same losses, and a checkpoint that one process goes on from. With checkpointed layers in bfloat16 it comes to
+    the same as far as that tells numbers apart, and to what is computed in float32 with all layers kept."""
     processes = start_two(*2 * [["tests.training.child", str(tmp_path), *OBJECTIVES]])
     try:
         for objective in OBJECTIVES:
-            trainer_of(tmp_path, objective, ALONE, plan_of(objective.removesuffix("-image"), micro=3)).run()
+            trainer_of(tmp_path, objective, ALONE, plan_of(objective, micro=3)).run()
         assert [process.wait(timeout=400) for process in processes] == [0, 0]
     finally:
         for process in processes:
             process.kill()
+    first: dict[str, dict[str, float]] = {}  # report of two processes
     for objective in OBJECTIVES:
+        half = objective.endswith("-half")
         logs = [[json.loads(line) for line in (tmp_path / f"{objective}-{n}" / "log.jsonl").read_text().splitlines()] for n in (1, 2)]
         assert len(logs[0]) == len(logs[1]) == 3
         for one, two in zip(*logs, strict=True):
             assert one.keys() == two.keys() and any(name.endswith("loss") for name in one)
             for name in one.keys() - {"minutes"}:
-                assert two[name] == pytest.approx(one[name], rel=1e-4, abs=1e-6), (objective, name)
+                assert two[name] == pytest.approx(one[name], rel=0.03 if half else 1e-4, abs=1e-6), (objective, name)
+        first[objective] = logs[1][0]
         one, two = (state_of(tmp_path / f"{objective}-{n}") for n in (1, 2))
-        for name, weight in one["averaged"].items():
-            torch.testing.assert_close(two["averaged"][name], weight, atol=2e-4, rtol=1e-3)
+        if half:
+            begun = trainer_of(tmp_path / "begun", objective, ALONE, plan_of(objective)).networks.student
+            move, apart = (
+                torch.cat([(other[name] - weight).flatten() for name, weight in one["averaged"].items()]).norm()
+                for other in (dict(begun.named_parameters()), two["averaged"])
+            )
+            assert apart < 0.2 * move
+        else:
+            for name, weight in one["averaged"].items():
+                torch.testing.assert_close(two["averaged"][name], weight, atol=2e-4, rtol=1e-3)
         assert one["optimizer"]["state"].keys() == two["optimizer"]["state"].keys()
+    for name in ("loss", "student gradient", "critic loss", "critic gradient"):
+        other, wide = (first[objective][name] for objective in ("dmd-image-half", "dmd-image"))
+        assert other == pytest.approx(wide, rel=0.02) and other != pytest.approx(wide, rel=1e-6)
     (tmp_path / "sid-1" / "last.pt").write_bytes((tmp_path / "sid-2" / "last.pt").read_bytes())
     again = trainer_of(tmp_path, "sid", ALONE, replace(plan_of("sid"), iterations=5))
     assert again.iteration == 3
@@ -283,6 +343,23 @@ def test_half_precision_loses_no_gradient(objective: str, tmp_path: Path) -> Non
     assert all(grad is not None for grad in found[1].values())
     one, other = (torch.cat([grad.flatten() for grad in grads.values()]) for grads in found)
     assert torch.cosine_similarity(one, other, dim=0) > 0.98
+
+
+@pytest.mark.parametrize("objective", ["forcing", "regression", "dmd", "sid", "causvid", "consistency"])
+def test_a_plans_checkpointing_changes_no_gradient(objective: str, tmp_path: Path) -> None:
+    """Layers computed again in the backward pass, after the rollout has gone on through rings smaller than itself."""
+    config = with_window(tiny_config(tmp_path), 7)
+    rollout = {"rollout": RolloutSettings(horizon=(4, 4), exit="last")} if "rollout" in SECTIONS[objective] else {}
+    found = []
+    for again in (False, True):
+        nets = networks_for(objective, config)
+        plan = tiny_plan(objective, checkpointing=again, **rollout)
+        trainer = Trainer(plan, config, nets, tiny_data(tmp_path, config, blocks=4), ALONE, tmp_path / str(again))
+        trainer.student.step = lambda *_: torch.zeros(())  # leaves the gradients where they are
+        trainer._update(trainer.student, "student", trainer.objective.student_loss)
+        found.append({name: p.grad for name, p in nets.student.named_parameters() if p.requires_grad})
+    for name, grad in found[0].items():
+        torch.testing.assert_close(found[1][name], grad)
 
 
 @pytest.mark.parametrize("kind", ["adamw", "muon"])

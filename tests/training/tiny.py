@@ -16,7 +16,7 @@ from tests.tiny_world import SETTINGS
 from training.dataset import SUFFIX, Clip, ClipFolder, Data
 from training.objectives import OBJECTIVES, Networks, Objective
 from training.parallel import Workers
-from training.plan import OptimizerSettings, Plan
+from training.plan import UNREAD, OptimizerSettings, Plan
 
 CPU = torch.device("cpu")
 ALONE = Workers(0, 1, CPU)
@@ -62,9 +62,12 @@ def tiny_dit(config: WorldConfig, seed: int, loud: bool = True) -> DiT:
 
 
 def tiny_plan(objective: str, **changes: Any) -> Plan:
-    fast = OptimizerSettings(lr=5e-3, critic_lr=1e-2, betas=(0.0, 0.99), weight_decay=0.0, clip=1.0, schedule="cosine")
+    """Settings that the objective does not read stay as they are by default: a plan with others is refused."""
+    critic = {"optimizer.critic_lr", "student_every"}.isdisjoint(UNREAD[objective])
+    rates = {"lr": 5e-3} | ({"critic_lr": 1e-2} if critic else {})
+    fast = OptimizerSettings(**rates, betas=(0.0, 0.99), weight_decay=0.0, clip=1.0, schedule="cosine")
     settings = {"optimizer": fast, "blocks": BLOCKS, "batch": 2, "precision": "float32", "student_every": 1, "ema_decay": 0.9, **changes}
-    return Plan(world="garden", objective=objective, **settings)
+    return Plan(world="garden", objective=objective, **{name: value for name, value in settings.items() if name not in UNREAD[objective]})
 
 
 def networks_for(objective: str, config: WorldConfig, loud: bool = True) -> Networks:

@@ -10,7 +10,7 @@ from torch import Tensor
 from engine.config import WorldConfig
 from models.dit import DiT
 from models.flow import FlowSchedule
-from training.dataset import Data
+from training.dataset import Batch, Data
 from training.draws import Draws
 from training.objectives.view import View
 from training.plan import ForcingSettings, Plan
@@ -53,6 +53,14 @@ class Objective:
     def critic_loss(self, draws: Draws) -> tuple[Tensor, Report]:
         """The critic's. The student gets no gradient of it."""
         raise NotImplementedError
+
+    def counts(self, batch: Batch, context: str) -> Tensor:
+        """[B, T] on the device: 1 for latents that count, 0 for first blocks of windows cut from the middle of a session.
+
+        Under a causal mask nothing told these the past. Under "all" the rest of the window does, and a window of one block is all there is.
+        """
+        later = torch.arange(batch.latents.shape[2], device=self.device) >= self.block
+        return (later | batch.from_start[:, None] | (context == "all" or self.plan.blocks == 1)).float()
 
     def view(self, latents: int, context: str) -> View:
         """The view of that many latents; made once."""

@@ -2,7 +2,8 @@
 
 The student sees the truth noised, each block at one of its own steps (`forcing` with context "noisy"; "clean" gives it the truth beside
 them), and all blocks are denoised in one pass. Its x̂₀ is what the two scores compare, by the loss of `objectives/dmd.py`. Cheaper than a
-rollout by the number of passes, and blind to the mistakes that a rollout makes.
+rollout by the number of passes, and blind to the mistakes that a rollout makes. First blocks that nothing told the past
+(`Objective.counts`) are no part of the student's loss; the scores see them beside the others, so the critic learns them too.
 """
 
 from __future__ import annotations
@@ -48,8 +49,7 @@ class CausVid(Objective):
         x, batch = self.generate(draws)
         with torch.no_grad():
             fake, real = self.scores.both(x.detach(), draws, self.view(x.shape[2], self.score.context), batch)
-        counts = torch.ones(x.shape[2], device=self.device)
-        return dmd_loss(x, fake, real, counts), {"distance": mean_distance(x.detach(), real).mean()}
+        return dmd_loss(x, fake, real, self.counts(batch, self.forcing.context)), {"distance": mean_distance(x.detach(), real).mean()}
 
     def critic_loss(self, draws: Draws) -> tuple[Tensor, Report]:
         with torch.no_grad():

@@ -3,11 +3,12 @@
 Between neighbouring levels σ > σ' of a teacher's path, the student's guess must not change:
 
     x_σ = (1 − σ) x₀ + σ ε,   v = (x_σ − x̂_teacher(x_σ))/σ,   x_σ' = x_σ + (σ' − σ) v          (one Euler step)
-    L = ‖f(x_σ, σ) − sg(f⁻(x_σ', σ'))‖²,   f(x, 0) = x
+    L = mean over the latents that count of ‖f(x_σ, σ) − sg(f⁻(x_σ', σ'))‖²,   f(x, 0) = x
 
 f is the student's x̂₀, f⁻ that of its slow average (the target), and the teacher is guided as in `objectives/scores.py`. Each block draws a
-level of its own and, as in teacher forcing, sees clean blocks before it. A consistency model is played by the same sampler: guess x₀,
-add noise, guess again.
+level of its own and, as in teacher forcing, sees clean blocks before it; first blocks that nothing told the past (`Objective.counts`) do
+not count. A consistency model is played by the same sampler: guess x₀, add noise, guess again. Its paths have the whole noise of every
+level: a world whose `sampler.last_noise` is below 1 (the garden's is 0) asks at its last step for what this never taught.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from models.flow import TRAIN_STEPS, add_noise
 from training.dataset import Data
 from training.draws import Draws
 from training.objectives.base import Networks, Objective, Report, per_latent
-from training.objectives.scores import guided_x0
+from training.objectives.scores import counted_mean, guided_x0
 from training.plan import ConsistencySettings, ForcingSettings, Plan
 
 
@@ -29,9 +30,9 @@ def euler_step(x: Tensor, x0: Tensor, sigma: Tensor, lower: Tensor) -> Tensor:
     return x + (lower - sigma) * (x - x0) / sigma
 
 
-def consistency_loss(guess: Tensor, target: Tensor) -> Tensor:
-    """‖guess − sg(target)‖², a mean."""
-    return (guess - target.detach()).square().mean()
+def consistency_loss(guess: Tensor, target: Tensor, counts: Tensor) -> Tensor:
+    """‖guess − sg(target)‖² over [B, z, T, h, w]; a mean over the latents that count, [T] or [B, T]."""
+    return counted_mean((guess - target.detach()).square(), counts)
 
 
 class Consistency(Objective):
@@ -62,4 +63,4 @@ class Consistency(Objective):
             nearer = euler_step(noisy, seen, sigma, lower)
             target = torch.where(lower > 0, view.x0(nets.target, nearer, low, lower, batch, truth), nearer)
         guess = view.x0(nets.student, noisy, high, sigma, batch, truth)
-        return consistency_loss(guess, target), {}
+        return consistency_loss(guess, target, self.counts(batch, self.context)), {}

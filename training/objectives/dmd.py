@@ -24,7 +24,7 @@ from training.plan import Plan, ScoreSettings
 
 
 def dmd_loss(x: Tensor, fake: Tensor, real: Tensor, counts: Tensor) -> Tensor:
-    """The loss above over [B, z, T, h, w], the norm as a mean over the latents that count, [T]."""
+    """The loss above over [B, z, T, h, w], the norm as a mean over the latents that count, [T] or [B, T]."""
     with torch.no_grad():
         g = torch.nan_to_num((fake - real) / mean_distance(x, real))
         goal = x - g

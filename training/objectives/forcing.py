@@ -9,6 +9,10 @@ What the network itself puts out is the world's (`DiTConfig.prediction`); noise 
 begins, it says nothing about x₀. A level per block under a block-causal mask is diffusion forcing (Chen et al. 2024, "Diffusion forcing");
 with clean blocks beside the noisy ones it is teacher forcing, as in MAR and CausVid's first stage. The clean blocks may be what the model
 makes of them (`objectives/resampling.py`).
+
+Every level is learned with all of its noise, the sampler's last one too. Where a world's `sampler.last_noise` is below 1, play asks at its
+last step for what this never taught, and a resampled past is played as play does. `training.train_dit`, which made the garden's weights
+(`last_noise: 0`), learns that level with half of its noise.
 """
 
 from __future__ import annotations
@@ -76,13 +80,11 @@ class Forcing(Objective):
     _resampler: Resampler | None = None  # made when it is first wanted: it is as large as the student
 
     def student_loss(self, draws: Draws) -> tuple[Tensor, Report]:
-        """First blocks of windows cut from the middle of a session do not count under a causal mask: nothing told them the past."""
         settings = self.plan.forcing or ForcingSettings()
         batch = self.data.batch(draws, self.plan.blocks).to(self.device)
         if settings.drop_actions:
             batch = batch.without_actions((draws.uniform("drop") < settings.drop_actions).to(self.device))
-        later = torch.arange(batch.latents.shape[2], device=self.device) >= self.block
-        counts = (later | batch.from_start[:, None] | (settings.context == "all" or self.plan.blocks == 1)).float()  # [B, T]
+        counts = self.counts(batch, settings.context)
         steps = self.schedule.timesteps(self.world.sampler.steps)
         timestep = draw_timesteps(self.schedule, steps, settings, draws, self.plan.blocks, self.block).to(self.device)
         sigma = self.schedule.sigma(timestep)

@@ -5,6 +5,9 @@
 where x is the rollout (`objectives/rollout.py`) and x₀ the clip's latents under the same actions. It meets its own mistakes and learns
 to come back from them. Only where the world is deterministic given start and actions is its optimum sharp: elsewhere it is the mean
 of what may happen, and the objectives that match distributions are the ones to use.
+
+A rollout does not hold still as the garden's player does (`sampler.hold_still`): an idle block is one as any other here, committed and
+compared with a truth in which time goes on.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Resampled forcing: teacher forcing whose past is what the model makes of it (Guo et al. 2025, "Resampling Forcing").
 
-The past of a window is played again without a gradient, block after block through the sampler and the rings that play. Block b begins
-at one of the sampler's passes s_b, from x = (1 − σ_s) x₀ + σ_s ε, and sees what came of the blocks before it. Then, as in teacher forcing,
+The past of a window is played again without a gradient, block after block through the sampler and the rings that play; it does not hold
+still (`objectives/rollout.py`). Block b begins at one of the sampler's passes s_b, from x = (1 − σ_s) x₀ + σ_s ε (the last with the world's
+`last_noise` of that ε), and sees what came of the blocks before it. Then, as in teacher forcing,
 
     L = mean ‖x̂₀(x_σ, past so made) − x₀‖²      with x_σ = (1 − σ) x₀ + σ ε
 

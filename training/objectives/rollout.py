@@ -3,6 +3,10 @@
 Of each block's denoising passes one is the exit: its x̂₀ is the block, and the only pass with a gradient. Passes before it, and the
 clean pass that leaves the block in the rings, have none; what a block sees of the past is taken as it is. Exits are drawn once for
 all blocks or for each of them. With ``finish`` the passes after the exit are made too, without a gradient, and the rings get their x̂₀.
+
+With exit "last" this is what a player sees (`tests/training/test_rollout.py`), with the world's `last_noise` too, but for two settings that
+it does not know: with `sampler.hold_still` a player commits two idle blocks in a row and no third (which takes no place in the rings,
+however often it is imagined), where a rollout commits all; with `sampler.context: last` it saves the clean pass.
 """
 
 from __future__ import annotations

@@ -64,5 +64,6 @@ def mean_distance(x: Tensor, real: Tensor) -> Tensor:
 
 
 def counted_mean(values: Tensor, counts: Tensor) -> Tensor:
-    """Mean of [B, z, T, h, w] over the latents that count, [T]."""
-    return (values.mean((0, 1, 3, 4)) * counts).sum() / counts.sum()
+    """Mean over samples of Σ counts v / Σ counts, v the mean over a latent of [B, z, T, h, w]; counts [T] or [B, T], none of them all 0."""
+    values = values.mean((1, 3, 4))  # [B, T]
+    return ((values * counts).sum(1) / counts.sum(-1)).mean()

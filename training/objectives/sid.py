@@ -3,7 +3,8 @@
     L = mean[(x̂_real − x̂_fake) · ((x̂_real − x) − α (x̂_real − x̂_fake))] / mean|x − x̂_real|
 
 The paper's loss (1 − α) ‖f_real − f_fake‖² + (f_real − f_fake)ᵀ(f_fake − x) with the terms gathered, and DMD's normaliser, without a
-gradient, as weight. Unlike in DMD the gradient flows through both scores to x, but changes neither of them. α = 1 is their default.
+gradient, as weight. Unlike in DMD the gradient flows through both scores to x. On its way it would leave gradients in their weights, where
+these ask for any; the trainer sees to it that no optimiser takes them (`Trainer._others_fixed`, `Learner.forget`). α = 1 is their default.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from training.objectives.scores import counted_mean, mean_distance
 
 
 def sid_loss(x: Tensor, fake: Tensor, real: Tensor, alpha: float, counts: Tensor) -> Tensor:
-    """The loss above over [B, z, T, h, w]; a mean over the latents that count, [T]."""
+    """The loss above over [B, z, T, h, w]; a mean over the latents that count, [T] or [B, T]."""
     gap = real - fake
     with torch.no_grad():
         distance = mean_distance(x, real)

@@ -18,7 +18,7 @@ class View:
     """Who sees whom in a window of T latents: "clean" truth beside each block, the "noisy" past itself, or "all".
 
     "clean" puts the window there twice, the clean half (without its last block) first, both under the same positions, conditions and
-    actions: what play does one block at a time, with a loss on every block at once.
+    actions: what a pass of play does one block at a time, with a loss on every block at once.
     """
 
     def __init__(self, latents: int, block: int, window: int, context: Literal["clean", "noisy", "all"], device: torch.device) -> None:
