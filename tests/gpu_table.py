@@ -2,9 +2,10 @@
 
     python -m tests.gpu_table [--out FOLDER] [--seconds 450] [--device cuda] [--world universal]
 
-Every row is a process of its own (`reverie bench --json --random …`, so weights are random and nothing is downloaded), the checks are
-one together; the compiler's cache lies in a new folder: the first compiled row starts cold, the second one warm. No row may take more than its
-share. Rows that no longer fit into --seconds are left out and listed as such. Tried on a CPU at the smallest size by tests/test_gpu_table.py.
+Every row is a process of its own (`reverie bench --json --random …`, so weights are random and nothing is downloaded), the checks
+are one together; the compiler's cache lies in a new folder: the first compiled row starts cold, the second one warm. No row may take
+more than its share. Rows that no longer fit into --seconds are left out and listed as such. Tried on a CPU at the smallest size by
+tests/test_gpu_table.py.
 """
 
 from __future__ import annotations
