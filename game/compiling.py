@@ -58,6 +58,7 @@ class CompilerThread:
 
     def _change(self, session: Session, compiled: Compiled) -> None:
         session.adopt(compiled)
+        self._thread.estimate.forget()
         self._outcome = "compiled"
         self._tell("Compiled: from here on it is faster")
 

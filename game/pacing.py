@@ -66,12 +66,17 @@ class Estimate:
     FIRST_MARGIN, LEAST_MARGIN, MOST_MARGIN = 0.03, 0.008, 0.25  # seconds
     SHRINK = 0.97  # a block
 
-    def __init__(self, window: int = 64, quantile: float = 0.99) -> None:
-        self._quantile = quantile
-        self._spread = Spread(window)
+    def __init__(self, window: int = 128, quantile: float = 0.99) -> None:
+        """Of fewer than a hundred blocks the 99th percentile is the slowest: so long one hiccup is waited for in every block."""
+        self._quantile, self._window = quantile, window
+        self.forget()
         self.last = 0.0  # seconds; all are 0 before the first measurement
         self.seconds = 0.0
         self.margin = self.FIRST_MARGIN
+
+    def forget(self) -> None:
+        """Blocks take another time from now on: the next one alone tells how long."""
+        self._spread = Spread(self._window)
 
     def add(self, seconds: float, spare: float | None = None) -> None:
         """A block took ``seconds`` and was there ``spare`` seconds before it was due (negative: late; None: nothing was due)."""

@@ -12,6 +12,7 @@ from PIL import Image
 import engine.session
 from engine import Action, Session, World, WorldError
 from engine.clock import BlockClock
+from engine.frames import Arriving
 from engine.sampler import SeededNoise
 from tests.long import times
 from tests.tiny_world import write_tiny_world
@@ -99,6 +100,24 @@ def test_frames_are_handed_on_before_the_clean_pass(tiny_world: World, monkeypat
     returned = [session.step(WALK[block % len(WALK)], events.append) for block in range(7)]
     assert same(base, returned) and same(base, [event for event in events if not isinstance(event, str)])
     assert [isinstance(event, str) for event in events] == [False, True] * 7
+
+
+def test_where_all_is_queued_the_clean_pass_comes_before_the_pictures_are_waited_for(
+    tiny_world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:  # fmt: skip
+    """As on a GPU: the same blocks, and one that nobody can take is not played either."""
+    base, session = play(tiny_world.session(), 7), tiny_world.session()
+    monkeypatch.setattr(session, "_queues", True)
+    events: list[Any] = []
+    commit, wait = session._sampler.commit, Arriving.wait
+    monkeypatch.setattr(session._sampler, "commit", lambda *inputs: (events.append("clean"), commit(*inputs)))
+    monkeypatch.setattr(Arriving, "wait", lambda coming: (events.append("waited for"), wait(coming))[1])
+    returned = [session.step(action, lambda frames: events.append("ready")) for action in WALK[:2]]
+    assert events == ["clean", "waited for", "ready"] * 2 and same(base[:2], returned)
+    assert list(session.timings)[-4:] == ["decode", "commit", "transfer", "total"]
+    with pytest.raises(ZeroDivisionError):
+        session.step(Action(frozenset("sd")), lambda frames: 1 / 0)
+    assert session.clock.block == 2 and same(base[2:], play(session, 5))
 
 
 def test_a_block_whose_frames_nobody_can_take_is_not_played(tiny_world: World) -> None:

@@ -45,14 +45,20 @@ def test_the_estimate_is_the_slow_end_of_the_last_blocks() -> None:
     assert estimate.seconds == 0.1
 
 
-def test_one_slow_block_in_sixty_is_reckoned_with() -> None:
+def test_one_slow_block_in_a_hundred_is_no_rule_and_two_are() -> None:
     estimate = Estimate()
     estimate.add(0.5)
-    for _ in range(63):
+    for _ in range(99):
         estimate.add(0.1)
     assert estimate.seconds == 0.5
     estimate.add(0.1)
     assert estimate.seconds == 0.1
+    estimate.add(0.4)
+    assert estimate.seconds == 0.4
+    estimate.forget()
+    assert estimate.seconds == 0.4, "until there is another"
+    estimate.add(0.05)
+    assert estimate.seconds == 0.05
 
 
 def test_the_margin_learns() -> None:
