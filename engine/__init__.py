@@ -10,7 +10,7 @@ from engine.config import WorldConfig, load_config
 from engine.exact import NOISE, fingerprint, pin_threads, processor, settings, threads_in_use
 from engine.history import REWIND_MB
 from engine.inspect import Comparison, FileReport, compare_weights, inspect_weights, weight_files
-from engine.memory import free_bytes, session_bytes
+from engine.memory import free_bytes, session_bytes, weights_bytes
 from engine.overlap import Overlap, share_threads
 from engine.picture import fit_frame, fit_picture, load_picture
 from engine.session import Ready, Session
@@ -62,4 +62,5 @@ __all__ = [
     "stage_time",
     "threads_in_use",
     "weight_files",
+    "weights_bytes",
 ]

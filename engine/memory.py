@@ -6,10 +6,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from torch import nn
 
 from engine.snapshot import layout
+from engine.world import choose_dtype
+from models import winograd
+from models.checkpoint import build_empty
+from models.dit import DiT
+from models.taehv import TAEHV
+from models.vae import VAE
 
 if TYPE_CHECKING:
+    from engine.config import WorldConfig
     from engine.world import World
 
 MEMINFO = Path("/proc/meminfo")
@@ -22,6 +30,23 @@ def session_bytes(world: World) -> int:
     The decoder keeps what its convolutions remember twice (`models/vae.py`); twice of all is taken, the rest is for a block in the making.
     """
     return 2 * sum(dtype.itemsize * torch.Size(shape).numel() for dtype, shape in layout(world, 4).values())
+
+
+def weights_bytes(config: WorldConfig, device: str = "cpu", dtype: str | None = None, decode_device: str | None = None) -> int:
+    """What a world's weights take at most, loaded as `World.load` would: more than their files, which are in half precision.
+
+    The VAE's convolutions keep theirs a second time, as they are multiplied, and as tiles they are four times as large
+    (`models.winograd`). Encoders compute in float32; the one for image tokens is in memory piece by piece only.
+    """
+    kind = choose_dtype(dtype or config.dtype, torch.device(device))
+    tiles = torch.device(decode_device or device).type == "cpu" and torch.backends.cpu.get_cpu_capability() in winograd.MEASURED
+    copies = 1 + (winograd.TAPS // 9 if tiles else 1)
+    found = kind.itemsize * _numbers(build_empty(DiT, config.model)) + 4 * copies * _numbers(build_empty(VAE, config.vae))
+    return found + (kind.itemsize * _numbers(build_empty(TAEHV, config.taehv)) if config.decoder == "taehv" else 0)
+
+
+def _numbers(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
 
 
 def free_bytes(device: str) -> int | None:

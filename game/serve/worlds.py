@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from engine import World, WorldConfig, free_bytes, session_bytes
+from engine import World, WorldConfig, free_bytes, session_bytes, weights_bytes
 
 ROOM = 0.85  # part of the free memory that sessions may take
 
@@ -81,7 +81,7 @@ class Worlds:
         return offer.session_bytes + rewind + (0 if offer.world is not None else self._weight_bytes(number))
 
     def _weight_bytes(self, number: int) -> int:
-        return sum(path.stat().st_size for path in weight_paths(self.offers[number].config, self.offers[number].weights) or [])
+        return weights_bytes(self.offers[number].config, self.device, self.dtype, self.decode_device)
 
     def cards(self) -> list[dict[str, Any]]:
         """What a page shows to choose from."""

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 import engine.memory
-from engine import Action, World, free_bytes, session_bytes
+from engine import Action, World, free_bytes, session_bytes, weights_bytes
 from game import cli
 from game.controls import Sample
 from game.serve.delivery import Delivery
@@ -235,6 +236,17 @@ def test_memory_of_a_session_is_known_before_there_is_one(tiny: Path, tmp_path: 
     assert free_bytes("cpu") == 1_024_000
     monkeypatch.setattr(engine.memory, "MEMINFO", tmp_path / "nothing")
     assert free_bytes("cpu") is None
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_memory_of_weights_is_known_before_they_are_loaded(dtype: str) -> None:
+    """All that the layers hold: weights, and convolutions once more as they are multiplied."""
+    world = World.load("garden", dtype=dtype)
+    kept = [*world.dit.parameters(), *world.vae.parameters()]
+    kept += [value for module in world.vae.modules() for value in vars(module).values() if isinstance(value, torch.Tensor)]
+    taken = sum(tensor.nbytes for tensor in kept)
+    assert taken <= weights_bytes(world.config, dtype=dtype) < 2 * taken
+    assert weights_bytes(world.config, dtype=dtype) > sum(file.stat().st_size for files in world.files.values() for file in files)
 
 
 @pytest.mark.parametrize(("words", "told"), [
