@@ -106,30 +106,40 @@ def attentions_of(config: WorldConfig, device: torch.device, dtype: torch.dtype)
 
 
 def _without_failing(name: str, order: tuple[str, ...], config: WorldConfig, device: torch.device, dtype: torch.dtype) -> tuple[str, ...]:
-    """``order`` from its first kernel on with which nothing `_fails`. Raises WorldError where it was asked for by ``name`` and fails."""
+    """``order`` without the kernels that fail at what they take. Raises WorldError where the one asked for by ``name`` does."""
     while (failed := _fails(order, config, device, dtype)) is not None:
-        if name != AUTO:
-            raise WorldError(f"the {name} attention fails in this world ({failed}); choose another")
-        order = order[1:]
+        culprit, what = failed
+        if culprit == name:
+            raise WorldError(f"the {name} attention fails in this world ({what}); choose another")
+        order = tuple(kernel for kernel in order if kernel != culprit)
     return order
 
 
-def _fails(order: Sequence[str], config: WorldConfig, device: torch.device, dtype: torch.dtype) -> str | None:
-    """What goes wrong when the world's attentions are worked out by these kernels: a kernel may take what it has no plan for."""
+def _fails(order: Sequence[str], config: WorldConfig, device: torch.device, dtype: torch.dtype) -> tuple[str, str] | None:
+    """The first kernel that takes an attention of the world, and then fails at it, and how: it may have no plan for what it took.
+
+    Over a full window and over a window's first block, whose keys are a part of the ring.
+    """
+    n = config.model.num_frame_per_block
     for name, (q, k) in _shapes(config).items():
-        query, key = _laid_as_played(q, device, dtype), torch.zeros(k, device=device, dtype=dtype)
-        try:
+        query = _laid_as_played(q, device, dtype)
+        batch, heads, keys, head_dim = k
+        few = keys if name == "image" else n * keys // config.model.local_attn_size
+        whole = torch.zeros(batch, heads, keys, head_dim, device=device, dtype=dtype)
+        for key in (whole, whole[:, :, :few]):
             with torch.inference_mode(), sdpa_kernel([KERNELS[kernel] for kernel in order], set_priority=True):
-                F.scaled_dot_product_attention(query, key, key)
-        except RuntimeError as error:
-            if len(order) == 1:
-                return None  # nothing is left to be tried instead
-            return f"{name}: {one_line(str(error), 120)}"
+                taken = _taken(query, key, key)
+                try:
+                    F.scaled_dot_product_attention(query, key, key)
+                except RuntimeError as error:
+                    if len(order) == 1:
+                        return None  # nothing is left to be tried instead
+                    return taken if taken in order else order[0], f"{name}: {one_line(str(error), 120)}"
     return None
 
 
 def _laid_as_played(shape: Shape, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """Zeros [B, heads, tokens, head_dim] as queries lie: a third of one product, tokens before heads."""
+    """Zeros [B, heads, tokens, head_dim] as queries may lie: a part of one product, tokens before heads."""
     batch, heads, tokens, head_dim = shape
     return torch.zeros(batch, tokens, 3, heads, head_dim, device=device, dtype=dtype)[:, :, 0].transpose(1, 2)
 

@@ -45,11 +45,11 @@ def compile_world(world: World, progress: Progress | None = None, decoder: bool 
     world.warm_up()
     report = progress or (lambda what, part: None)
     report("compiling", 0.0)
-    if "backend" not in options:
-        options = compiler_options(world.decode_device if world.device.type == "cpu" else world.device) | options
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder() / "compiled"))
     start = world.random_start()
     try:
+        if not options.keys() & {"backend", "mode"} and "cuda" in (world.device.type, world.decode_device.type):
+            options["options"] = compiler_options() | (options.get("options") or {})
         layers, latents = _layers(world, start, options)
         if not (world.decode_device.type == "cuda" if decoder is None else decoder):
             pixels = None

@@ -28,6 +28,7 @@ _SPOKEN = {"name", "file", "title", "about", "does", "start", "seed", "weights",
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 
+_on_gpu = False
 Plain = str | int | float | bool | None | list["Plain"] | dict[str, "Plain"]
 
 
@@ -40,8 +41,9 @@ def make_exact(*devices: torch.device) -> None:
     `index_copy_` becomes a sort, outside of what the compiler makes. `compiler_options` say the same to the compiler. Float32 is float32
     there: start pictures are encoded in it, and cuDNN would round them to 10 bits.
     """
-    on_gpu = any(device.type == "cuda" for device in devices)
-    torch.set_deterministic_debug_mode("default" if on_gpu else "warn")  # `use_deterministic_algorithms` would import torch's compiler
+    global _on_gpu
+    _on_gpu = _on_gpu or any(device.type == "cuda" for device in devices)  # one world on a GPU is enough: it may be playing
+    torch.set_deterministic_debug_mode("default" if _on_gpu else "warn")  # `use_deterministic_algorithms` would import torch's compiler
     torch.utils.deterministic.fill_uninitialized_memory = False  # costs a pass over every new tensor, and nothing reads them unwritten
     torch.backends.cudnn.deterministic = True
     torch.backends.cudnn.benchmark = False
@@ -57,11 +59,9 @@ def pin_workspace() -> None:
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 
-def compiler_options(device: torch.device) -> dict[str, object]:
-    """`torch.compile`'s options for a world: on a GPU sums are cut by rule, not by trial, where torch's compiler knows how (2.10 does)."""
-    if device.type != "cuda":
-        return {}
-    return {"options": {"deterministic": True}} if "deterministic" in torch._inductor.list_options() else {}
+def compiler_options() -> dict[str, object]:
+    """Options of torch's compiler for a GPU: sums are cut by rule, not by trial, where it knows how to (2.10 does)."""
+    return {"deterministic": True} if "deterministic" in torch._inductor.list_options() else {}
 
 
 def keep_memory() -> None:

@@ -166,9 +166,8 @@ def _pack(views: Iterable[Tensor]) -> Tensor | None:
     views = list(views)
     if not views:
         return None
-    if views[0].is_cuda:  # a hundred small copies would wait a hundred times
-        return torch.cat([view.flatten() for view in views]).cpu()
-    packed = torch.empty(sum(view.numel() for view in views), dtype=views[0].dtype)
+    device = views[0].device if views[0].is_cuda else "cpu"  # to the host in one piece: a hundred copies would wait a hundred times
+    packed = torch.empty(sum(view.numel() for view in views), dtype=views[0].dtype, device=device)
     for part, view in zip(packed.split([view.numel() for view in views]), views, strict=True):
         part.view(view.shape).copy_(view)
-    return packed
+    return packed.cpu()

@@ -117,10 +117,10 @@ class Overlap:
         if self._stream is None:
             pictures = self.session.develop(latents, own)
         else:
-            reads = self._leaving or self._stream
-            reads.wait_event(ready)
+            for stream in filter(None, (self._leaving, self._stream)):
+                stream.wait_event(ready)
             if latents.is_cuda:
-                latents.record_stream(reads)
+                latents.record_stream(self._leaving or self._stream)
             with torch.cuda.stream(self._leaving), torch.cuda.stream(self._stream):  # the second one's device is the current one
                 pictures = self.session.develop(latents, own)
         watch.laps |= own.laps

@@ -112,6 +112,7 @@ class Session:
             raise
         if denoised is not None:
             denoised(latents, watch)
+            watch.skip()
         try:
             if rows is not None:
                 self._remember(condition, windows, watch, latents)
@@ -125,11 +126,13 @@ class Session:
     ) -> tuple[Tensor, np.ndarray]:
         """Latents and pictures of the block that comes next. Changes only what the next attempt at it would write over.
 
-        The pictures come before the clean pass, unless all is queued on a GPU: then the host queues it while it would wait for them.
+        The pictures come before the clean pass, unless that is queued on a GPU in a moment, as compiled layers are: then the host does so
+        while it would wait for them. Stages that are measured one by one come one by one.
         """
+        queued = self._queues and self.world.compiled and not watch.devices
         latents = self._denoise(condition, windows, watch)
         frames = self._decode(latents, watch)
-        if self._queues:
+        if queued:
             coming = Arriving(to_bytes(frames))
             if remembered:
                 self._remember(condition, windows, watch, latents)
@@ -139,7 +142,7 @@ class Session:
         watch.lap("transfer")
         if ready is not None:
             ready(pictures)
-        if remembered and not self._queues:
+        if remembered and not queued:
             self._remember(condition, windows, watch, latents)
         return latents, pictures
 

@@ -24,5 +24,9 @@ class Stopwatch:
         now = time.perf_counter()
         self.laps[name], self.last = now - self.last, now
 
+    def skip(self) -> None:
+        """What has been done since the last lap belongs to no stage of this block."""
+        self.last = time.perf_counter()
+
     def finish(self) -> dict[str, float]:
         return {**self.laps, "total": time.perf_counter() - self.begun}

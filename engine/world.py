@@ -319,12 +319,13 @@ def _device(name: str) -> torch.device:
             device = torch.device(name)
             if device.type == "cuda":
                 pin_workspace()
-            torch.empty(1, device=device).tolist()  # reading it back tells a real one from "meta"
+            first = torch.empty(1, device=device)
+            first.tolist()  # reading it back tells a real one from "meta"
     except Exception:
         others = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
         there = " or ".join(["cpu", *(kind for kind, here in others.items() if here)])
         raise WorldError(f"there is no device {one_line(name, 80)!r} here; use {there}") from None
-    return device
+    return first.device if device.type == "cuda" else device  # "cuda" is "cuda:0" then: one name for one GPU
 
 
 def _files(config: WorldConfig, weights: Path | None) -> Files:

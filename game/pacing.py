@@ -67,7 +67,7 @@ class Estimate:
     SHRINK = 0.97  # a block
 
     def __init__(self, window: int = 128, quantile: float = 0.99) -> None:
-        """Of fewer than a hundred blocks the 99th percentile is the slowest: so long one hiccup is waited for in every block."""
+        """Of a hundred blocks or fewer the 99th percentile is the slowest: so long one hiccup is waited for in every block."""
         self._quantile, self._window = quantile, window
         self.forget()
         self.last = 0.0  # seconds; all are 0 before the first measurement

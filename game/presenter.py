@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import queue
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -51,13 +52,15 @@ class Presenter:
         self.block: Block | None = None  # the one being shown
         self.frame: np.ndarray | None = None  # [H, W, 3] uint8, on screen
         self.shown = Shown()
-        self._begun: list[tuple[Block, bool]] = []  # since the last `seen`: blocks, and whether they were asked for alone
+        self._begun: list[tuple[Block, bool]] = []  # since the last `seen`: blocks, and whether they had to wait for the player
+        self._thawed = -math.inf
         self.rate = Rate()
 
     def restart(self, epoch: int, picture: np.ndarray | None = None) -> None:
         """From now on only blocks of ``epoch`` count; until the first of them is there, ``picture`` (or the last one) is seen."""
         self.epoch = epoch
         self.block = None
+        self._begun.clear()
         if picture is not None:
             self.frame = picture
         self.frozen = False
@@ -73,7 +76,7 @@ class Presenter:
 
     def thaw(self, now: float, until: int | None = None) -> None:
         """Go on from the frozen frame; with ``until`` freeze again when that block has been shown."""
-        self.frozen = False
+        self.frozen, self._thawed = False, now
         self._until = until
         if self.block is not None:
             rest = len(self.block.frames) - self._position
@@ -115,7 +118,7 @@ class Presenter:
                 self.shown.skipped += 1
             self.frame = self.block.frames[self._position]
             if self._position == 0:
-                self._begun.append((self.block, self._until is not None))
+                self._begun.append((self.block, self._until is not None or self.block.sample.sampled_at < self._thawed))
             self._position += 1
             changed = True
         if changed:
@@ -125,8 +128,8 @@ class Presenter:
 
     def seen(self, now: float) -> None:
         """What `poll` changed has come on screen at ``now``."""
-        for block, alone in self._begun:
-            if not alone:  # one that was asked for alone has waited for whoever asked
+        for block, waited in self._begun:
+            if not waited:
                 self.shown.action_latency.add(now - block.sample.sampled_at)
                 if block.sample.input_at is not None:
                     self.shown.input_latency.add(now - block.sample.input_at)

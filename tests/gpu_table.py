@@ -96,7 +96,10 @@ def run_row(row: Row, place: Place, seconds: float, cache: Path, own_process: bo
         return _in_here(row, place)
     words = ["-c", "import sys; from game.cli import main; sys.exit(main(sys.argv[1:]))", "bench", *place.words(row.blocks), *row.options]
     told, problem = _child(words, seconds, cache)
-    return {"error": problem} if problem else json.loads(told)
+    try:
+        return {"error": problem} if problem else json.loads(told[told.index("{") :])
+    except ValueError:
+        return {"error": f"no JSON but {told[-200:]!r}"}
 
 
 def run_checks(checks: list[Row], place: Place, seconds: float, cache: Path, own_process: bool = True) -> dict[str, dict[str, Any]]:
@@ -105,7 +108,7 @@ def run_checks(checks: list[Row], place: Place, seconds: float, cache: Path, own
         return {row.name: _in_here(row, place) for row in checks}
     words = ["-m", "tests.gpu_table", "--world", place.world, "--device", place.device, "--dtype", place.dtype]
     told, problem = _child([*words, *(word for row in checks for word in ("--check", row.check))], seconds, cache)
-    found = [json.loads(line) for line in told.splitlines() if line.startswith("{")]
+    found = [json.loads(line) for line in told.splitlines() if line.startswith("{")][: len(checks)]
     found += [{"error": problem or "no words"}] * (len(checks) - len(found))
     return {row.name: it for row, it in zip(checks, found, strict=True)}
 
@@ -357,7 +360,8 @@ def _tried(check: str, place: Place) -> dict[str, Any]:
         return {"error": f"{type(error).__name__}: {error}"[:300]}
     finally:
         if place.device.startswith("cuda"):
-            torch.cuda.empty_cache()
+            with contextlib.suppress(Exception):  # after an error of the device's everything fails
+                torch.cuda.empty_cache()
 
 
 # ---- the table

@@ -53,7 +53,7 @@ class Typist(Game):
             self._phase = (self._phase + GOLDEN) % 1
             self._next = now + (1 + self._phase) * len(block.frames) / self.config.fps
         super()._turn()
-        self._over |= len(self.waited) == self._all
+        self._over |= len(self.waited) == self._all or (not self._left and now > self._next + 2)  # two fell into one block
 
 
 def told(seconds: list[float]) -> str:

@@ -22,6 +22,7 @@ class Offer:
     weights: Path | None
     world: World | None = None
     session_bytes: int = 0
+    weights_bytes: int = 0
 
 
 class Worlds:
@@ -81,7 +82,9 @@ class Worlds:
         return offer.session_bytes + rewind + (0 if offer.world is not None else self._weight_bytes(number))
 
     def _weight_bytes(self, number: int) -> int:
-        return weights_bytes(self.offers[number].config, self.device, self.dtype, self.decode_device)
+        offer = self.offers[number]
+        offer.weights_bytes = offer.weights_bytes or weights_bytes(offer.config, self.device, self.dtype, self.decode_device)
+        return offer.weights_bytes
 
     def cards(self) -> list[dict[str, Any]]:
         """What a page shows to choose from."""

@@ -112,6 +112,7 @@ def test_a_kernel_that_takes_an_attention_and_fails_at_it(monkeypatch: pytest.Mo
     monkeypatch.setattr(F, "scaled_dot_product_attention", sometimes)
     assert _without_failing("auto", ("flash", "math"), GARDEN, CPU, torch.float32) == ("math",)
     assert ((1, 4, 84, 64), False, FLASH) in tried and ((1, 112, 3, 32), False, MATH) in tried
+    assert _without_failing("cudnn", ("cudnn", "flash", "math"), GARDEN, CPU, torch.float32) == ("cudnn", "math"), "it took nothing here"
     with pytest.raises(WorldError, match=r"the flash attention fails in this world \(mouse: no plan"):
         _without_failing("flash", ("flash", "math"), GARDEN, CPU, torch.float32)
     assert taken() == FLASH

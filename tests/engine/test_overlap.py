@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -72,6 +73,14 @@ def test_a_block_is_decoded_beside_its_clean_pass(tiny_world: World, monkeypatch
     monkeypatch.setattr(session, "_remember", remembering)
     monkeypatch.setattr(session, "develop", lambda *inputs: decoding.set() or develop(*inputs))
     assert len(list(Overlap(session).play(WALK[:3]))) == 3
+
+
+def test_waiting_for_the_block_before_is_no_stage(tiny_world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    session = tiny_world.session(rewind_mb=0)
+    develop = session.develop
+    monkeypatch.setattr(session, "develop", lambda *inputs: time.sleep(0.2) or develop(*inputs))
+    played = list(Overlap(session).play(WALK[:4]))
+    assert all(block.timings["commit"] < 0.15 for block in played) and played[2].timings["total"] > 0.15
 
 
 def test_a_clean_pass_that_fails(tiny_world: World, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -108,6 +108,7 @@ def test_where_all_is_queued_the_clean_pass_comes_before_the_pictures_are_waited
     """As on a GPU: the same blocks, and one that nobody can take is not played either."""
     base, session = play(tiny_world.session(), 7), tiny_world.session()
     monkeypatch.setattr(session, "_queues", True)
+    monkeypatch.setattr(tiny_world, "compiled", True)  # alone what is queued in a moment goes first
     events: list[Any] = []
     commit, wait = session._sampler.commit, Arriving.wait
     monkeypatch.setattr(session._sampler, "commit", lambda *inputs: (events.append("clean"), commit(*inputs)))

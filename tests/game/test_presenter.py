@@ -144,6 +144,20 @@ def test_latencies_are_those_of_the_first_frame() -> None:
     assert stage.presenter.shown.input_latency.last == pytest.approx(0.75)
 
 
+def test_a_block_that_waited_for_the_player_has_no_latency() -> None:
+    stage = Stage()
+    stage.blocks.put(block(0))
+    stage.play(0.0, 0.5)
+    stage.blocks.put(block(1, finished_at=0.5, input_at=0.3))
+    stage.presenter.freeze()
+    stage.presenter.thaw(60.0)
+    stage.play(60.0, 62.0)
+    stage.blocks.put(block(2, finished_at=62.0))
+    stage.play(62.0, 64.0)
+    shown = stage.presenter.shown
+    assert stage.begun == [0, 1, 2] and shown.action_latency.count == 2 and shown.input_latency.last is None
+
+
 def test_a_block_asked_for_alone_has_no_latency() -> None:
     stage = Stage()
     stage.blocks.put(block(0))
