@@ -53,9 +53,8 @@ def main() -> None:
     print(f"{told['processor']}, {told['threads']} thread(s), {str(exact.dtype).removeprefix('torch.')}, torch {told['torch']}")
     if args.starts:
         print(f"exact, {args.starts} starts: {against_the_simulator(exact, args.starts)}", flush=True)
-    print(
-        "| option | a block | block 0 | block 1 | block 4 | median | last 20 | sharpness |\n| --- | --- | --- | --- | --- | --- | --- | --- |"
-    )
+    print("| option | a block | block 0 | block 1 | block 4 | median | last 20 | sharpness |")
+    print("| --- " * 8 + "|")
     for option, change in OPTIONS.items():
         try:
             world = World.load(load_config("garden", change), dtype=args.dtype)
