@@ -17,10 +17,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from engine.actions import IDLE, Action
-from engine.conditioning import ConditionRing, StartCondition
+from engine.conditioning import ConditionRing, StartCondition, stands_still
 from engine.device import synchronize
 from engine.sampler import SeededNoise
-from engine.session import stands_still
 from engine.world import World
 from models.action import ActionModule
 from models.dit import DiT

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from engine.actions import IDLE
 from engine.clock import BlockClock
 from models.action import ActionConfig
 from models.transfer import send
 from models.vae import VAE
+
+if TYPE_CHECKING:
+    from engine.config import WorldConfig
 
 HISTORY = 24  # rows remembered; a block of three latents looks back over 9
 START_LATENTS = 30  # latent 29 of [picture, then zeros] is the one that all later ones equal
@@ -101,6 +106,14 @@ class ConditionRing:
             raise ValueError(f"block {clock.block} takes keyboard rows {list(expected)}, got {list(rows.keyboard.shape)}")
         if (rows.mouse is None) != (self.mouse is None):
             raise ValueError("mouse rows must be given exactly in a mode with a mouse")
+
+
+def stands_still(config: WorldConfig, clock: BlockClock, ring: ConditionRing, rows: Rows) -> bool:
+    """Whether ``rows`` do nothing and nothing was done for two blocks, in a world that then stays as it is (`SamplerConfig.hold_still`)."""
+    if not config.sampler.hold_still:
+        return False
+    idle = ring.hold(clock, *config.actions.to_model(IDLE))
+    return rows.equal(idle) and ring.stood_still(idle)
 
 
 class StartCondition:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,18 +14,17 @@ from torch import Tensor
 
 from engine.actions import IDLE, Action
 from engine.clip import check_clip, encode_clip
-from engine.conditioning import ConditionRing, Rows, StartCondition, Windows
+from engine.conditioning import ConditionRing, Rows, StartCondition, Windows, stands_still
 from engine.frames import Arriving, to_bytes, to_uint8
 from engine.history import REWIND_MB, History
 from engine.sampler import BlockSampler, NoiseSource, SeededNoise
-from engine.snapshot import Identity, Snapshot
+from engine.snapshot import Identity, Snapshot, ring_copy
 from engine.stopwatch import Stopwatch
 from models.errors import WorldError
 
 if TYPE_CHECKING:
     from engine.clock import BlockClock
     from engine.compiler import Compiled
-    from engine.config import WorldConfig
     from engine.picture import Picture
     from engine.world import World
 
@@ -105,21 +105,24 @@ class Session:
         watch, rows, windows, condition = self._condition(action)
         self._history.clear()
         books = self._cache.first, self._cache.written
-        try:
+        with self._back_to(books):
             latents = self._denoise(condition, windows, watch)
-        except BaseException:
-            self._cache.first, self._cache.written = books
-            raise
-        if denoised is not None:
+        if denoised is not None:  # outside: it may reset the session
             denoised(latents, watch)
             watch.skip()
-        try:
+        with self._back_to(books):
             if rows is not None:
                 self._remember(condition, windows, watch, latents)
+        return rows, latents, watch
+
+    @contextmanager
+    def _back_to(self, books: tuple[int, int]) -> Iterator[None]:
+        """The cache's (first, written) are these again if what is done inside fails."""
+        try:
+            yield
         except BaseException:
             self._cache.first, self._cache.written = books
             raise
-        return rows, latents, watch
 
     def _make(
         self, condition: Tensor, windows: Windows, watch: Stopwatch, remembered: bool, ready: Ready | None
@@ -131,15 +134,14 @@ class Session:
         """
         queued = self._queues and self.world.compiled and not watch.devices
         latents = self._denoise(condition, windows, watch)
-        frames = self._decode(latents, watch)
         if queued:
-            coming = Arriving(to_bytes(frames))
+            coming = Arriving(to_bytes(self._decode(latents, watch)))
             if remembered:
                 self._remember(condition, windows, watch, latents)
             pictures = coming.wait().numpy()
+            watch.lap("transfer")
         else:
-            pictures = to_uint8(frames)
-        watch.lap("transfer")
+            pictures = self.develop(latents, watch)
         if ready is not None:
             ready(pictures)
         if remembered and not queued:
@@ -296,7 +298,7 @@ class Session:
         seen = range(max(0, clock.start + clock.n - cache.window), clock.start)  # latents that the next block still reads
         tensors = {}
         for name, buffer in cache.tensors().items():
-            tensors[f"cache.{name}"] = buffer.to("cpu", copy=True) if ".image." in name else _only(buffer, seen)
+            tensors[f"cache.{name}"] = buffer.to("cpu", copy=True) if ".image." in name else ring_copy(buffer, seen)
         tensors |= {f"decoder.{slot}": frames.to("cpu", copy=True) for slot, frames in self._decoder.tensors().items()}
         tensors["rows.keyboard"] = self._ring.keyboard.clone()
         if self._ring.mouse is not None:
@@ -385,22 +387,6 @@ class Session:
         if history.needed > history.budget:
             return f"one block takes {history.needed / 1e6:.0f} MB to take back, --rewind-mb allows {history.budget / 1e6:.0f}"
         return f"{len(history)} are kept (--rewind-mb {history.budget / 1e6:.0f})"
-
-
-def stands_still(config: WorldConfig, clock: BlockClock, ring: ConditionRing, rows: Rows) -> bool:
-    """Whether ``rows`` do nothing and nothing was done for two blocks, in a world that then stays as it is (`SamplerConfig.hold_still`)."""
-    if not config.sampler.hold_still:
-        return False
-    idle = ring.hold(clock, *config.actions.to_model(IDLE))
-    return rows.equal(idle) and ring.stood_still(idle)
-
-
-def _only(buffer: Tensor, latents: range) -> Tensor:
-    """A host copy of a ring's buffer with nothing but these latents in it: what else lies there is past or unfinished."""
-    kept = torch.zeros(buffer.shape, dtype=buffer.dtype)
-    slots = [latent % buffer.shape[2] for latent in latents]
-    kept[:, :, slots] = buffer[:, :, slots].cpu()
-    return kept
 
 
 def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -275,3 +275,11 @@ def _hash(value: Any) -> str:
 def _show(value: Any) -> str:
     """The value for a message."""
     return "nothing" if value is None else one_line(repr(value)[:200], 60)
+
+
+def ring_copy(buffer: Tensor, latents: range) -> Tensor:
+    """A host copy of a ring's buffer with nothing but these latents in it: what else lies there is past or unfinished."""
+    kept = torch.zeros(buffer.shape, dtype=buffer.dtype)
+    slots = [latent % buffer.shape[2] for latent in latents]
+    kept[:, :, slots] = buffer[:, :, slots].cpu()
+    return kept
