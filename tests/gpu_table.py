@@ -24,6 +24,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tests.gpu_checks import CHECKS, Place, tried
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -32,7 +34,7 @@ SHARE, COLD = 75, 160  # seconds that a row may take, and one for which everythi
 
 @dataclass(frozen=True)
 class Row:
-    """A row of the table: options of `reverie bench`, or the name of a check in this file."""
+    """A row of the table: options of `reverie bench`, or the name of a check of `tests.gpu_checks`."""
 
     name: str
     options: tuple[str, ...] = ()
@@ -64,30 +66,6 @@ def rows(compile_layers: bool = True) -> list[Row]:
         Row("window 6, keys of the last pass", ("--window", "6", "--context", "last", *fast)),
         Row("window 15, against the plain variant", ("--window", "15", "--compare", "baseline", *fast)),
     ]
-
-
-@dataclass(frozen=True)
-class Place:
-    """What is measured and where. ``blocks``: as many at most in each row."""
-
-    world: str
-    device: str
-    dtype: str
-    blocks: int = 1000
-
-    def words(self, blocks: int) -> list[str]:
-        words = [
-            "--random",
-            "--world",
-            self.world,
-            "--device",
-            self.device,
-            "--dtype",
-            self.dtype,
-            "--blocks",
-            str(min(blocks, self.blocks)),
-        ]
-        return [*words, "--json"]
 
 
 def run_row(row: Row, place: Place, seconds: float, cache: Path, own_process: bool = True) -> dict[str, Any]:
@@ -132,236 +110,6 @@ def _in_here(row: Row, place: Place) -> dict[str, Any]:
     with contextlib.redirect_stdout(told):
         status = reverie(["bench", *place.words(row.blocks), *row.options])
     return json.loads(told.getvalue()) if status == 0 else {"error": f"status {status}"}
-
-
-# ---- checks
-
-
-def exactness(place: Place) -> dict[str, Any]:
-    """Blocks up to a full window and one more, latents and pictures, against float32 that is not compiled: same weights and noise.
-
-    Relative errors in the place's dtype, not compiled and compiled (`compiled` begins when the window is full), and whether compiling adds
-    nothing that the dtype does not take anyway.
-    """
-    import torch
-
-    from engine import Action, World, compile_world
-    from engine.session import Session
-
-    def played(world: World) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        session, model = Session(world, 0, world.random_start(), rewind_mb=0), world.config.model
-        made = []
-        for _ in range(-(-model.local_attn_size // model.num_frame_per_block) + 1):
-            latents = session.imagine_only(Action(frozenset("w")))
-            made.append((latents.float().cpu(), torch.from_numpy(session.develop_only(latents)).float()))
-        return made
-
-    def errors(ours: list[tuple[torch.Tensor, torch.Tensor]], exact: list[tuple[torch.Tensor, torch.Tensor]], part: int) -> list[float]:
-        pairs = [(mine[part], theirs[part]) for mine, theirs in zip(ours, exact, strict=True)]
-        return [float((mine - theirs).norm() / theirs.norm()) for mine, theirs in pairs]
-
-    exact = played(_world(place, "float32", window=6))
-    world = _world(place, place.dtype, window=6)
-    found: dict[str, Any] = {}
-    for name in ("eager", "compiled"):
-        if name == "compiled":
-            world.adopt(compile_world(world))
-        made = played(world)
-        found |= {f"{name}_latents": errors(made, exact, 0), f"{name}_pictures": errors(made, exact, 1)}
-    parts = ("latents", "pictures")
-    found["within"] = all(max(found[f"compiled_{part}"]) <= 1.5 * max(found[f"eager_{part}"]) for part in parts)
-    return found
-
-
-def _world(place: Place, dtype: str, window: int | None = None) -> Any:
-    """Untrained, with ``window`` latents in view where the model has more; not warmed up by playing, but with exact kernels."""
-    from engine import World, load_config
-
-    config = load_config(place.world)
-    if window is not None and window < config.model.local_attn_size:
-        config = load_config(place.world, {"model.local_attn_size": window})
-    world = World.untrained(config, place.device, dtype)
-    world.warm_up(play=False)
-    return world
-
-
-def host_reads(place: Place) -> dict[str, Any]:
-    """Whether a block waits for the device, from the action to bytes that are ready to be copied: compiled, the window full."""
-    import torch
-
-    from engine import Action, compile_world
-    from engine.frames import to_bytes
-    from engine.session import Session
-    from engine.stopwatch import Stopwatch
-
-    world = _world(place, place.dtype, window=6)
-    world.adopt(compile_world(world))
-    session = Session(world, 0, world.random_start(), rewind_mb=0)
-
-    @torch.inference_mode()
-    def block() -> None:
-        latents = session.imagine_only(Action(frozenset("w")))
-        to_bytes(session._decode(latents, Stopwatch()))
-        session._decoder.commit()
-
-    for _ in range(4):
-        block()
-    if world.device.type != "cuda":
-        return {"synchronisations": "not known: no GPU"}
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        block()
-        return {"synchronisations": 0}
-    except RuntimeError as error:
-        return {"synchronisations": str(error)[:200]}
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
-
-
-def kernels(place: Place) -> dict[str, Any]:
-    """The kernels that take most of a block's time, in milliseconds; what every choice of attention comes to."""
-    from torch.profiler import profile
-
-    from engine import Action, World, WorldError
-    from engine.attention import KERNELS, choose_attention
-    from engine.device import synchronize
-    from engine.session import Session
-
-    world = World.untrained(place.world, place.device, place.dtype)
-    world.warm_up()
-    session = Session(world, 0, world.random_start(), rewind_mb=0)
-    session.step(Action())
-    with profile() as seen:
-        session.step(Action())
-    on_gpu = world.device.type == "cuda"
-    time_of = (lambda event: event.self_device_time_total) if on_gpu else (lambda event: event.self_cpu_time_total)
-    slowest = sorted(seen.key_averages(), key=time_of, reverse=True)[:15]
-    found: dict[str, Any] = {"kernels_ms": {event.key[:90]: round(time_of(event) / 1000, 3) for event in slowest}}
-    found["attention"] = {"auto": str(world.attention), **world.describe()["attention of"]}
-    for name in KERNELS:
-        try:
-            choose_attention(name, world.device, world.dtype, world.config)
-        except WorldError as refused:
-            found[f"attention {name}"] = str(refused)
-            continue
-        for _ in range(2):  # the first one makes plans
-            begun = time.perf_counter()
-            session.imagine_only(Action())
-            synchronize(world.device)
-            spent = 1000 * (time.perf_counter() - begun)
-        found[f"attention {name}"] = {"transformer_ms": spent, **world.describe()["attention of"]}
-    choose_attention("auto", world.device, world.dtype, world.config)
-    return found
-
-
-def decoder(place: Place) -> dict[str, Any]:
-    """Milliseconds to decode a block as it is and compiled, how long the compiler took, and how far the pictures are apart."""
-    import torch
-
-    from engine import World, compile_world
-    from engine.device import synchronize
-
-    world = World.untrained(place.world, place.device, place.dtype)
-    world.warm_up()
-    generator = torch.Generator().manual_seed(0)
-    shape = world.random_start().latents[:, :, :3].shape
-    blocks = [torch.randn(shape, generator=generator).to(world.decode_device) for _ in range(8)]
-
-    def play() -> tuple[float, torch.Tensor]:
-        cache, spent = world.decoder.new_decoder_cache(), []
-        for latents in blocks:
-            synchronize(world.decode_device)
-            begun = time.perf_counter()
-            with torch.inference_mode():
-                frames = world.decoder.decode_block(latents, cache)
-            synchronize(world.decode_device)
-            spent.append(1000 * (time.perf_counter() - begun))
-        return sorted(spent[2:])[3], frames.float()
-
-    plain_ms, plain = play()
-    begun = time.perf_counter()
-    world.adopt(compile_world(world, decoder=True))
-    compiler = time.perf_counter() - begun
-    compiled_ms, compiled = play()
-    error = float((compiled - plain).norm() / plain.norm())
-    return {"plain_ms": plain_ms, "compiled_ms": compiled_ms, "compiler_s": compiler, "relative_error": error}
-
-
-def transfer(place: Place) -> dict[str, Any]:
-    """Milliseconds to bring a block's uint8 pictures to the host: as a session does (pinned, from a GPU) and by a plain copy."""
-    import torch
-
-    from engine import load_config
-    from engine.device import synchronize
-    from engine.frames import Arriving
-
-    config, device = load_config(place.world), torch.device(place.device)
-    pictures = torch.randint(0, 256, (config.block_frames[1], config.height, config.width, 3), dtype=torch.uint8, device=device)
-    found: dict[str, Any] = {}
-    for name, copy in (("session", lambda pictures: Arriving(pictures).wait()), ("plain", lambda pictures: pictures.to("cpu", copy=True))):
-        spent = []
-        for _ in range(12):
-            synchronize(device)
-            begun = time.perf_counter()
-            host = copy(pictures)
-            spent.append(1000 * (time.perf_counter() - begun))
-        found[f"{name}_ms"] = sorted(spent[2:])[5]
-        found[f"{name}_pinned"] = host.is_pinned()
-        found[f"{name}_same"] = bool((host == pictures.cpu()).all())
-    return found
-
-
-def layouts(place: Place) -> dict[str, Any]:
-    """Milliseconds to decode a block with causal convolutions over stacked frames, and over volumes (`models.vae_layers.VOLUMES`)."""
-    import torch
-
-    import models.vae_layers
-    from engine import World
-    from engine.device import synchronize
-
-    found: dict[str, Any] = {}
-    kept = dict(models.vae_layers.VOLUMES)
-    try:
-        for name, kinds in (("stacked", ()), ("volumes", (torch.bfloat16, torch.float16, torch.float32))):
-            models.vae_layers.VOLUMES[place.device.split(":")[0]] = kinds
-            world = World.untrained(place.world, place.device, place.dtype)
-            latents, cache, spent = world.random_start().latents[:, :, :3], world.vae.new_decoder_cache(), []
-            for _ in range(8):
-                synchronize(world.device)
-                begun = time.perf_counter()
-                with torch.inference_mode():
-                    world.vae.decode_block(latents, cache)
-                synchronize(world.device)
-                spent.append(1000 * (time.perf_counter() - begun))
-            found[f"{name}_ms"] = sorted(spent[2:])[3]
-    finally:
-        models.vae_layers.VOLUMES.clear()
-        models.vae_layers.VOLUMES.update(kept)
-    return found
-
-
-CHECKS = {
-    "exactness": exactness,
-    "host_reads": host_reads,
-    "kernels": kernels,
-    "decoder": decoder,
-    "transfer": transfer,
-    "layouts": layouts,
-}
-
-
-def _tried(check: str, place: Place) -> dict[str, Any]:
-    """What the check found; an error of one is no reason to leave the others out."""
-    import torch
-
-    try:
-        return CHECKS[check](place)
-    except Exception as error:
-        return {"error": f"{type(error).__name__}: {error}"[:300]}
-    finally:
-        if place.device.startswith("cuda"):
-            with contextlib.suppress(Exception):  # after an error of the device's everything fails
-                torch.cuda.empty_cache()
 
 
 # ---- the table
@@ -428,7 +176,7 @@ def main(argv: list[str] | None = None) -> int:
     place = Place(args.world, args.device, args.dtype, args.blocks)
     if args.check:
         for check in args.check:
-            print(json.dumps(_tried(check, place)), flush=True)
+            print(json.dumps(tried(check, place)), flush=True)
         return 0
     found = table(rows(), place, args.out, args.seconds)
     print((args.out / "gpu_table.md").read_text(encoding="utf-8"))
