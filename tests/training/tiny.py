@@ -6,8 +6,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import yaml
+from torch import Tensor
 
 from engine import load_config
 from engine.config import WorldConfig
@@ -21,6 +23,7 @@ from training.plan import UNREAD, OptimizerSettings, Plan
 CPU = torch.device("cpu")
 ALONE = Workers(0, 1, CPU)
 BLOCKS, CLIPS = 2, 2
+SHAPE = (3, 4, 6, 2, 4)  # [B, z, T, h, w]
 
 
 def tiny_config(folder: Path, prediction: str = "x0") -> WorldConfig:
@@ -85,3 +88,11 @@ def objective_of(plan: Plan, config: WorldConfig, networks: Networks, data: Data
 
 def with_window(config: WorldConfig, window: int) -> WorldConfig:
     return replace(config, model=replace(config.model, local_attn_size=window))
+
+
+def randn(seed: int, shape: tuple[int, ...] = SHAPE) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def wide(*tensors: Tensor) -> list[np.ndarray]:
+    return [tensor.detach().double().numpy() for tensor in tensors]
