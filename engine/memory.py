@@ -10,7 +10,7 @@ from torch import nn
 
 from engine.snapshot import layout
 from engine.world import choose_dtype
-from models import winograd
+from models import linear, winograd
 from models.checkpoint import build_empty
 from models.dit import DiT
 from models.taehv import TAEHV
@@ -36,12 +36,15 @@ def weights_bytes(config: WorldConfig, device: str = "cpu", dtype: str | None = 
     """What a world's weights take at most, loaded as `World.load` would: more than their files, which are in half precision.
 
     The VAE's convolutions keep theirs a second time, as they are multiplied, and as tiles they are four times as large
-    (`models.winograd`). Encoders compute in float32; the one for image tokens is in memory piece by piece only.
+    (`models.winograd`). So does a small denoiser in bfloat16 (`models.linear`). Encoders compute in float32; the one for image tokens is in
+    memory piece by piece only.
     """
     kind = choose_dtype(dtype or config.dtype, torch.device(device))
     tiles = torch.device(decode_device or device).type == "cpu" and torch.backends.cpu.get_cpu_capability() in winograd.MEASURED
     copies = 1 + (winograd.TAPS // 9 if tiles else 1)
-    found = kind.itemsize * _numbers(build_empty(DiT, config.model)) + 4 * copies * _numbers(build_empty(VAE, config.vae))
+    dit = kind.itemsize * _numbers(build_empty(DiT, config.model))
+    packed = dit if linear.worth_packing(dit, kind, torch.device(device)) else 0
+    found = dit + packed + 4 * copies * _numbers(build_empty(VAE, config.vae))
     return found + (kind.itemsize * _numbers(build_empty(TAEHV, config.taehv)) if config.decoder == "taehv" else 0)
 
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from models.attention import Attend, KeyValue
 from models.kernels import rms_norm
+from models.linear import Linear, Packed, pack, product
 from models.rope import Rotary, apply_rotary
 
 
@@ -66,26 +67,31 @@ class ActionModule(nn.Module):
         )
         if config.mouse_dim:
             self.mouse_mlp = nn.Sequential(
-                nn.Linear(dim + config.rows * config.mouse_dim, hidden), nn.GELU(approximate="tanh"), nn.Linear(hidden, hidden),
+                nn.Linear(dim + config.rows * config.mouse_dim, hidden), nn.GELU(approximate="tanh"), Linear(hidden, hidden),
                 nn.LayerNorm(hidden, eps=1e-5),
             )  # fmt: skip
-            self.t_qkv = nn.Linear(hidden, 3 * hidden, bias=False)
+            self.t_qkv = Linear(hidden, 3 * hidden, bias=False)
             self.img_attn_q_norm, self.img_attn_k_norm = _StoredNorm(head_dim), _StoredNorm(head_dim)
-            self.proj_mouse = nn.Linear(hidden, dim, bias=False)
+            self.proj_mouse = Linear(hidden, dim, bias=False)
         self.key_attn_q_norm, self.key_attn_k_norm = _StoredNorm(head_dim), _StoredNorm(head_dim)
-        self.mouse_attn_q = nn.Linear(dim, hidden, bias=False)  # despite its name, the keyboard's query
+        self.mouse_attn_q = Linear(dim, hidden, bias=False)  # despite its name, the keyboard's query
         self.keyboard_attn_kv = nn.Linear(config.rows * config.keyboard_hidden, 2 * hidden, bias=False)
-        self.proj_keyboard = nn.Linear(hidden, dim, bias=False)
+        self.proj_keyboard = Linear(hidden, dim, bias=False)
 
         self._token_weight: Tensor | None = None
+        self.packed: Packed | None = None  # the same, see `models.linear`
 
     def fuse(self) -> None:
         """Lay the mouse weights out as they are multiplied, from now on."""
         if self.config.mouse_dim:
             self._token_weight = self.mouse_mlp[0].weight.detach()[:, : self.proj_mouse.weight.shape[0]].contiguous()
 
+    def pack(self) -> None:
+        """Call `fuse` first."""
+        self.packed = None if self._token_weight is None else pack(self._token_weight)
+
     def _apply(self, *args: Any, **kwargs: Any) -> nn.Module:
-        self._token_weight = None
+        self._token_weight = self.packed = None
         return super()._apply(*args, **kwargs)
 
     def prepare(self, keyboard: Tensor, mouse: Tensor | None, rotary: Rotary, dtype: torch.dtype) -> Steering:
@@ -119,7 +125,7 @@ class ActionModule(nn.Module):
         batch, latents, places, dim = x.shape
         joint, gelu, linear, norm = self.mouse_mlp
         weight = joint.weight[:, :dim] if self._token_weight is None else self._token_weight
-        h = norm(linear(gelu(F.linear(x, weight) + steering.mouse)))  # [B, T, S, hidden]
+        h = norm(linear(gelu(product(x, weight, None, self.packed) + steering.mouse)))  # [B, T, S, hidden]
         qkv = self.t_qkv(h).view(batch, latents, places, 3, -1, self.config.head_dim)
         v = qkv[:, :, :, 2].flatten(2, 3)  # [B, T, S x heads, head_dim]
         both = _normed_rotated(qkv[:, :, :, :2].flatten(2, 4), rotary, v.dtype)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from models import kernels
 from models.float8 import Float8Linear
+from models.linear import Linear, Packed, pack, product
 from models.rope import Rotary, apply_rotary
 
 Attention = Callable[[Tensor, Tensor, Tensor], Tensor]  # q, k, v [B, heads, tokens, head_dim] -> [B, heads, query tokens, head_dim]
@@ -77,15 +78,20 @@ class SelfAttention(nn.Module):
     def __init__(self, dim: int, num_heads: int, eps: float) -> None:
         super().__init__()
         self.num_heads = num_heads
-        self.q, self.k, self.v, self.o = (nn.Linear(dim, dim) for _ in range(4))
+        self.q, self.k, self.v, self.o = nn.Linear(dim, dim), nn.Linear(dim, dim), nn.Linear(dim, dim), Linear(dim, dim)
         self.norm_q, self.norm_k = nn.RMSNorm(dim, eps), nn.RMSNorm(dim, eps)  # over the whole width, before heads are split
         self._qkv: Joined | Float8Linear | None = None
+        self.packed: Packed | None = None  # the joined weight, see `models.linear`
         self._norms: Tensor | None = None
 
     def fuse(self) -> None:
         """Make queries, keys and values one product from now on. Weights keep their names; they become parts of one tensor."""
         self._qkv = join(self.q, self.k, self.v)
         self._norms = torch.stack([self.norm_q.weight, self.norm_k.weight]).detach().float()
+
+    def pack(self) -> None:
+        """Call `fuse` first."""
+        self.packed = None if isinstance(self._qkv, Float8Linear) else pack(self._qkv[0])
 
     def to_float8(self) -> None:
         """Make the products in float8 from now on, for good: the weights themselves are given up. Call `fuse` first."""
@@ -94,7 +100,7 @@ class SelfAttention(nn.Module):
         self.q = self.k = self.v = None
 
     def _apply(self, *args: Any, **kwargs: Any) -> nn.Module:
-        self._qkv = self._norms = None  # moved weights are no longer parts of one tensor
+        self._qkv = self._norms = self.packed = None  # moved weights are no longer parts of one tensor
         return super()._apply(*args, **kwargs)
 
     def forward(self, x: Tensor, grid: Rotary, attend: Attend) -> Tensor:
@@ -103,7 +109,7 @@ class SelfAttention(nn.Module):
             v = self.v(x)
             q, k = (self._turned(a, norm, grid, v.dtype) for a, norm in ((self.q(x), self.norm_q), (self.k(x), self.norm_k)))
         else:
-            qkv = self._qkv(x) if isinstance(self._qkv, Float8Linear) else F.linear(x, *self._qkv)
+            qkv = self._qkv(x) if isinstance(self._qkv, Float8Linear) else product(x, *self._qkv, self.packed)
             qkv = qkv.unflatten(-1, (3, -1))  # [B, T, S, 3, dim]
             v = qkv[..., 2, :]
             both = kernels.rms_norm(qkv[..., :2, :].float(), self._norms, self.norm_q.eps)
@@ -132,7 +138,7 @@ class CrossAttention(nn.Module):
     def __init__(self, dim: int, num_heads: int, eps: float) -> None:
         super().__init__()
         self.num_heads = num_heads
-        self.q, self.k, self.v, self.o = (nn.Linear(dim, dim) for _ in range(4))
+        self.q, self.k, self.v, self.o = Linear(dim, dim), nn.Linear(dim, dim), nn.Linear(dim, dim), Linear(dim, dim)
         self.norm_q, self.norm_k = nn.RMSNorm(dim, eps), nn.RMSNorm(dim, eps)
 
     def to_float8(self) -> None:

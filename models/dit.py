@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models import layers
+from models import layers, linear
 from models.action import ActionConfig, ActionModule, Steering
 from models.attention import Attend, MaskPlan, SelfAttention, attention
 from models.compiled import compiled
@@ -209,6 +209,10 @@ class DiT(nn.Module):
         for module in self.modules():
             if isinstance(module, (SelfAttention, ActionModule)):
                 module.fuse()
+        size, like = sum(parameter.nbytes for parameter in self.parameters()), self.patch_embedding.weight
+        if linear.worth_packing(size, like.dtype, like.device):
+            for layer in self.blocks:
+                layer.pack()
 
     def to_float8(self) -> None:
         """Make the products of attention and feed-forward in float8 from now on (`Layer.to_float8`), for good: for playing only.
@@ -333,7 +337,10 @@ class DiT(nn.Module):
     def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
         self._known_times.clear()
         self._forget_recordings()
-        return super().load_state_dict(*args, **kwargs)
+        found = super().load_state_dict(*args, **kwargs)
+        if self.fused:  # some of what was laid out are copies
+            self.fuse()
+        return found
 
     def _forget_recordings(self) -> None:
         if self.recordings is not None:

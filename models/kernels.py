@@ -6,12 +6,9 @@ is `torch.compiler.is_dynamo_compiling`, true for the one that traces; `is_compi
 
 from __future__ import annotations
 
-import math
-from functools import cache
-
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 # Raised when a CPU makes other calls in float32: what was recorded before has other last bits (`engine.exact.fingerprint`).
 FLOAT32_CALLS = 2
@@ -19,7 +16,6 @@ HALF = (torch.bfloat16, torch.float16)
 # Where plain products beat torch's fused CPU kernel in half precision (torch 2.13, one core; measured in docs/PERFORMANCE.md).
 MANY_KEYS = (128, 1024)
 FEW_QUERIES = 8
-_DOUBLE = 2 * math.sqrt(2 / math.pi)
 _plain_products = True
 
 
@@ -27,39 +23,6 @@ def onednn_has_bfloat16() -> bool:
     """Whether oneDNN computes in bfloat16 on this processor: it wants AVX-512 (or its like), and refuses elsewhere."""
     can = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)  # no public way to ask
     return torch.backends.mkldnn.is_available() and can is not None and can()
-
-
-_FUSED_LINEAR = getattr(torch.ops.mkldnn, "_linear_pointwise", None) if onednn_has_bfloat16() else None
-
-
-def linear_gelu(x: Tensor, linear: nn.Module) -> Tensor:
-    """GELU (tanh) of a linear layer. In bfloat16 on a CPU oneDNN does both at once: torch's own GELU takes as long as the product.
-
-    In float32 torch's takes half as long as the product, four fifths of that for the tanh: by way of the logistic function it is half that.
-    """
-    if _FUSED_LINEAR is not None and _plays(x, torch.bfloat16) and _of_dtype(linear, x.dtype):
-        if torch.jit.is_tracing():
-            return _written_out().linear_gelu(x, linear.weight, linear.bias)
-        return _FUSED_LINEAR(x, linear.weight, linear.bias, "gelu", [], "tanh")
-    hidden = linear(x)  # under autocast of another dtype than x, and differentiable where the weights are
-    return _gelu_in_place(hidden) if _plays(hidden, torch.float32) else F.gelu(hidden, approximate="tanh")
-
-
-def _gelu_in_place(x: Tensor) -> Tensor:
-    """0.5 x (1 + tanh(z)) is x / (1 + exp(-2z)), z = sqrt(2 / pi) (x + 0.044715 x^3)."""
-    return x.square().mul_(_DOUBLE * 0.044715).add_(_DOUBLE).mul_(x).sigmoid_().mul_(x)
-
-
-@cache
-def _written_out() -> torch.jit.CompilationUnit:
-    """The fused call for a recording: what is traced cannot have an empty list of numbers in it, what is written in its language can."""
-    return torch.jit.CompilationUnit(
-        """
-def linear_gelu(x, weight, bias):
-    none : List[Optional[number]] = []
-    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "gelu", none, "tanh")
-"""
-    )
 
 
 def rms_norm(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
@@ -88,7 +51,7 @@ def plain_products() -> bool:
 def by_hand(q: Tensor, k: Tensor) -> bool:
     """Whether `attend` makes plain products of these [B, heads, tokens, head_dim]."""
     many, few = MANY_KEYS[0] <= k.shape[2] <= MANY_KEYS[1], q.shape[2] <= FEW_QUERIES and k.shape[2] < MANY_KEYS[0]
-    return _plain_products and _plays(q, *HALF) and (many or few)
+    return _plain_products and plays(q, *HALF) and (many or few)
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -109,11 +72,6 @@ def _scores(q: Tensor, k: Tensor) -> Tensor:
     return torch.baddbmm(ignored, q.flatten(0, 1), k.flatten(0, 1).transpose(1, 2), beta=0, alpha=int(q.shape[-1]) ** -0.5)
 
 
-def _of_dtype(linear: nn.Module, dtype: torch.dtype) -> bool:
-    """Whether it is torch's own linear layer with such weights: not one in float8 (`models.float8`)."""
-    return isinstance(linear, nn.Linear) and linear.weight.dtype == dtype
-
-
-def _plays(x: Tensor, *kinds: torch.dtype) -> bool:
+def plays(x: Tensor, *kinds: torch.dtype) -> bool:
     """Whether ``x`` is a tensor of one of these ``kinds`` on a CPU, not to be differentiated, and in no compiler's hands."""
     return x.is_cpu and x.dtype in kinds and not (torch.is_grad_enabled() and x.requires_grad) and not torch.compiler.is_dynamo_compiling()

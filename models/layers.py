@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from models.action import ActionModule, Steering
 from models.attention import Attend, CrossAttention, SelfAttention
 from models.float8 import Float8Linear
-from models.kernels import linear_gelu
 from models.kv_cache import Block, KVRing, LayerCache
+from models.linear import Linear, Packed, linear_gelu, standing_in
 from models.recorded import Recordings, play
 from models.rope import Rotary
 
@@ -37,10 +37,23 @@ class Layer(nn.Module):
         self.norm3 = nn.LayerNorm(dim, config.eps) if config.img_dim else None
         self.cross_attn = CrossAttention(dim, config.num_heads, config.eps) if config.img_dim else None
         self.action_model = ActionModule(dim, config.action) if acts else None
-        self.ffn = nn.Sequential(nn.Linear(dim, config.ffn_dim), nn.GELU(approximate="tanh"), nn.Linear(config.ffn_dim, dim))
+        self.ffn = nn.Sequential(Linear(dim, config.ffn_dim), nn.GELU(approximate="tanh"), Linear(config.ffn_dim, dim))
         self.modulation = nn.Parameter(torch.zeros(1, 6, dim))
+        self.packs: tuple[Packed, ...] = ()  # what `pack` has made
         with torch.no_grad():
             self.modulation[:, 2::3] = 1  # the two gates
+
+    def pack(self) -> None:
+        """Keep the weights a second time, as they are multiplied (`models.linear`), until the layer is moved. Call `DiT.fuse` first."""
+        for module in self.modules():
+            if isinstance(module, (Linear, SelfAttention, ActionModule)):
+                module.pack()
+        found = (getattr(module, "packed", None) for module in self.modules())
+        self.packs = tuple(packed for packed in found if packed is not None)
+
+    def _apply(self, *args: Any, **kwargs: Any) -> nn.Module:
+        self.packs = ()
+        return super()._apply(*args, **kwargs)
 
     def to_float8(self) -> None:
         """Make attention's and the feed-forward part's products in float8 from now on, for good; `models.float8`. Call `DiT.fuse` first.
@@ -51,6 +64,8 @@ class Layer(nn.Module):
         if self.cross_attn is not None:
             self.cross_attn.to_float8()
         self.ffn[0], self.ffn[2] = Float8Linear.of(self.ffn[0]), Float8Linear.of(self.ffn[2])
+        if self.packs:  # of what is left
+            self.pack()
 
     def outputs(self) -> list[nn.Linear]:
         """The linear layers that write into the residual stream."""
@@ -193,16 +208,18 @@ def run_recorded(
     if steering is not None:
         named |= {"steer": steering.mouse, "keys": steering.keys, "values": steering.values}
     names = [name for name, tensor in named.items() if tensor is not None]
+    packs = layer.packs
 
     def run(*tensors: Tensor) -> Tensor:
-        own = dict(zip(names, tensors, strict=True))
+        own = dict(zip(names, tensors, strict=False))
         rings = (KVRing(own[f"{name} k"], own[f"{name} v"]) if f"{name} k" in own else None for name in RINGS)
         seen = LayerCache(*rings, (own["image k"], own["image v"]) if "image k" in own else None)
         steered = Steering(own.get("steer"), own["keys"], own["values"]) if "keys" in own else None
         modulated = tuple(own[f"modulation {i}"] for i in many)
-        return layer(own["x"], modulated, steered, own["grid"], own["time"], seen.attend_full(own["slots"]))
+        with standing_in(packs, tensors[len(names) :]):
+            return layer(own["x"], modulated, steered, own["grid"], own["time"], seen.attend_full(own["slots"]))
 
-    given = [named[name] for name in names]
+    given = [named[name] for name in names] + [packed.weight for packed in packs]
     calls = recordings.find((layer, *names), run, given)
     return run(*given) if calls is None else play(calls, given)
 

@@ -21,7 +21,8 @@ import torch.nn.functional as F
 
 from engine import Action, World
 from engine.exact import keep_memory
-from models import kernels, winograd
+from models import winograd
+from models.linear import linear_gelu
 from models.vae import VAE, VAEConfig
 from models.vae_layers import CausalConv3d
 
@@ -119,7 +120,7 @@ def main() -> None:
     linear, x = torch.nn.Linear(256, 1024).requires_grad_(False), torch.randn(84, 256)
     ways = {
         "torch": lambda: F.gelu(linear(x), approximate="tanh"),
-        "ours": lambda: kernels.linear_gelu(x, linear),
+        "ours": lambda: linear_gelu(x, linear),
         "no GELU": lambda: linear(x),
     }
     tell("linear 256 -> 1024 and GELU, 84 tokens", in_turn(ways, 20 * args.rounds))

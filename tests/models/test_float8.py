@@ -10,7 +10,7 @@ import torch
 from engine import load_config
 from models.dit import DiT
 from models.float8 import KIND, LARGEST, Float8Linear, in_float8, why_not
-from models.kernels import linear_gelu
+from models.linear import linear_gelu
 
 CPU = torch.device("cpu")
 needs_float8 = pytest.mark.skipif(why_not(CPU, torch.float32) is not None, reason=str(why_not(CPU, torch.float32)))

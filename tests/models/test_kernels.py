@@ -9,7 +9,8 @@ import sys
 import pytest
 import torch
 
-from models.kernels import linear_gelu, onednn_has_bfloat16
+from models.kernels import onednn_has_bfloat16
+from models.linear import linear_gelu
 from models.vae_layers import CausalConv3d, as_volume
 
 CPU = torch.device("cpu")

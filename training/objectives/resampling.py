@@ -31,6 +31,7 @@ class Resampler:
     def __init__(self, dit: DiT, steps: Sequence[int], shift: float, dtype: torch.dtype = torch.float32, last_noise: float = 1.0) -> None:
         self.dit, self.dtype = dit, dtype
         self._player = DiT(dit.config).to(next(dit.parameters()).device, dtype).eval().requires_grad_(False)
+        self._player.fuse()
         self._sampling = steps, shift, last_noise
 
     @torch.no_grad()
@@ -42,7 +43,6 @@ class Resampler:
         """
         player, model = self._player, self.dit.config
         player.load_state_dict(whole_state(self.dit))
-        player.fuse()  # anew: some of what it lays out are copies
         sampler = BlockSampler(player, *self._sampling)
         height, width = (batch.latents.shape[3 + i] // model.patch_size[1 + i] for i in range(2))
         cache = player.new_cache(batch.latents.shape[0], height, width, batch.latents.device, self.dtype)
