@@ -16,6 +16,7 @@ HALF = (torch.bfloat16, torch.float16)
 # Where plain products beat torch's fused CPU kernel in half precision (torch 2.13, one core; measured in docs/PERFORMANCE.md).
 MANY_KEYS = (128, 1024)
 FEW_QUERIES = 8
+SMALL = 1 << 18  # numbers in queries and in keys, up to which float32 is quicker where keys are few: its memory stays in the caches
 _plain_products = True
 
 
@@ -50,8 +51,9 @@ def plain_products() -> bool:
 
 def by_hand(q: Tensor, k: Tensor) -> bool:
     """Whether `attend` makes plain products of these [B, heads, tokens, head_dim]."""
-    many, few = MANY_KEYS[0] <= k.shape[2] <= MANY_KEYS[1], q.shape[2] <= FEW_QUERIES and k.shape[2] < MANY_KEYS[0]
-    return _plain_products and plays(q, *HALF) and (many or few)
+    keys = k.shape[2]
+    quicker = keys <= MANY_KEYS[1] if keys >= MANY_KEYS[0] else q.shape[2] <= FEW_QUERIES or _small(q, k)
+    return _plain_products and plays(q, *HALF) and quicker
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -60,10 +62,15 @@ def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return F.scaled_dot_product_attention(q, k, v)
     if k.shape[2] >= MANY_KEYS[0]:
         return torch.bmm(_scores(q, k).softmax(-1), v.flatten(0, 1)).view(*q.shape[:3], v.shape[-1])
-    scores, values = _scores(q, k).float(), v.flatten(0, 1)  # over time at each place: thousands of tiny products
+    kind = torch.float32 if _small(q, k) else q.dtype
+    scores = _scores(q.to(kind), k.to(kind)).float()  # over time at each place: hundreds or thousands of tiny products
     weights = scores.sub_(scores.amax(-1, keepdim=True)).exp_()  # torch's softmax takes three times as long for short rows
     sums = weights.sum(-1, keepdim=True)
-    return torch.bmm(weights.to(v.dtype), values).div_(sums).view(*q.shape[:3], v.shape[-1])
+    return torch.bmm(weights.to(kind), v.flatten(0, 1).to(kind)).div_(sums).to(v.dtype).view(*q.shape[:3], v.shape[-1])
+
+
+def _small(q: Tensor, k: Tensor) -> bool:
+    return max(q.numel(), k.numel()) <= SMALL
 
 
 def _scores(q: Tensor, k: Tensor) -> Tensor:

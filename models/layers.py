@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -21,7 +22,6 @@ from models.rope import Rotary
 if TYPE_CHECKING:
     from models.dit import DiTConfig, Given
 
-RINGS = ("tokens", "mouse", "keyboard")  # of a `LayerCache`
 Modulation = tuple[Tensor, ...]  # (shift, scale, gate) twice in a layer, (shift, scale) in the head
 CondRows = tuple[Tensor, Tensor | None]  # keyboard and mouse rows, cut per latent
 
@@ -200,32 +200,27 @@ def run_recorded(
     memory: LayerCache, slots: Tensor,
 ) -> Tensor:  # fmt: skip
     """``layer`` over a full window (`KVRing.attend_full`), recorded where that can be; x [B, T, S, dim] -> [B, T, S, dim]."""
-    many = range(len(modulation))
-    named = {"x": x, "grid": grid, "time": time, "slots": slots, **{f"modulation {i}": modulation[i] for i in many}}
-    named |= {f"{name} {part}": buffer for name in RINGS for part, buffer in _buffers(getattr(memory, name))}
-    if memory.image is not None:
-        named |= {"image k": memory.image[0], "image v": memory.image[1]}
-    if steering is not None:
-        named |= {"steer": steering.mouse, "keys": steering.keys, "values": steering.values}
-    names = [name for name, tensor in named.items() if tensor is not None]
-    packs = layer.packs
+    kept = memory.tokens, memory.mouse, memory.keyboard
+    image, packs = memory.image or (), layer.packs
+    steers = () if steering is None else (steering.mouse, steering.keys, steering.values)
+    rings = [buffer for ring in kept if ring is not None for buffer in (ring.k, ring.v)]
+    given = [x, grid, time, slots, *modulation, *rings, *image, *(part for part in steers if part is not None)]
+    given += [packed.weight for packed in packs]
 
     def run(*tensors: Tensor) -> Tensor:
-        own = dict(zip(names, tensors, strict=False))
-        rings = (KVRing(own[f"{name} k"], own[f"{name} v"]) if f"{name} k" in own else None for name in RINGS)
-        seen = LayerCache(*rings, (own["image k"], own["image v"]) if "image k" in own else None)
-        steered = Steering(own.get("steer"), own["keys"], own["values"]) if "keys" in own else None
-        modulated = tuple(own[f"modulation {i}"] for i in many)
-        with standing_in(packs, tensors[len(names) :]):
-            return layer(own["x"], modulated, steered, own["grid"], own["time"], seen.attend_full(own["slots"]))
+        rest = iter(tensors)
+        x, grid, time, slots = islice(rest, 4)
+        modulated = tuple(islice(rest, len(modulation)))
+        rings = [ring and KVRing(next(rest), next(rest)) for ring in kept]
+        seen = LayerCache(*rings, tuple(islice(rest, len(image))) or None)
+        steered = Steering(*(part if part is None else next(rest) for part in steers)) if steers else None
+        with standing_in(packs, tuple(rest)):
+            return layer(x, modulated, steered, grid, time, seen.attend_full(slots))
 
-    given = [named[name] for name in names] + [packed.weight for packed in packs]
-    calls = recordings.find((layer, *names), run, given)
+    parts = [ring is None for ring in kept], [part is None for part in steers]
+    key = layer, *map(tuple, parts), len(image)
+    calls = recordings.find(key, run, given, telling=(x, memory.tokens.k, *image))
     return run(*given) if calls is None else play(calls, given)
-
-
-def _buffers(ring: KVRing | None) -> tuple[tuple[str, Tensor], ...]:
-    return () if ring is None else (("k", ring.k), ("v", ring.v))
 
 
 def timestep_embedding(timestep: Tensor, freq_dim: int) -> Tensor:

@@ -57,9 +57,13 @@ class Recordings:
         self._known: dict[Hashable, Calls | None] = {}
         self._asked: dict[Hashable, int] = {}
 
-    def find(self, key: Hashable, function: Calls, inputs: Sequence[Tensor]) -> Calls | None:
-        """The recording of ``function`` for ``key`` and tensors shaped as ``inputs``; None while there is none yet, or can be none."""
-        key = (key, kernels.plain_products(), *((tensor.shape, tensor.dtype) for tensor in inputs))
+    def find(self, key: Hashable, function: Calls, inputs: Sequence[Tensor], telling: Sequence[Tensor] | None = None) -> Calls | None:
+        """The recording of ``function`` for ``key`` and tensors shaped as ``inputs``; None while there is none yet, or can be none.
+
+        ``telling`` are those of the inputs that say, together with ``key``, how all of them are shaped: to look at each takes time.
+        """
+        told = inputs if telling is None else telling
+        key = (key, kernels.plain_products(), *((tensor.shape, tensor.dtype) for tensor in told))
         if key in self._known:
             return self._known[key]
         if len(self._known) + len(self._asked) >= KEPT:

@@ -9,6 +9,7 @@ import sys
 import pytest
 import torch
 
+from models import kernels
 from models.kernels import onednn_has_bfloat16
 from models.linear import linear_gelu
 from models.vae_layers import CausalConv3d, as_volume
@@ -75,3 +76,19 @@ def test_gelu_under_autocast_and_of_weights_that_learn() -> None:
     torch.testing.assert_close(ours, linear.weight.grad)
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(linear_gelu(x, linear), torch.nn.functional.gelu(linear(x), approximate="tanh"))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("queries, keys", [(84, 15), (3, 15), (84, 420), (7, 100), (40, 1200)])
+@torch.inference_mode()
+def test_attention_by_hand_is_the_formula(dtype: torch.dtype, queries: int, keys: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In float32 where all of it is small, and in half precision where it is not."""
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(2, 3, tokens, 16).to(dtype) for tokens in (queries, keys, keys))
+    theirs = (q.double() @ k.double().transpose(-1, -2) / 4).softmax(-1) @ v.double()
+    for small in (kernels.SMALL, 0):
+        monkeypatch.setattr(kernels, "SMALL", small)
+        assert kernels.by_hand(q, k) == (128 <= keys <= 1024 or keys < 128 and (small > 0 or queries <= 8))
+        ours = kernels.attend(q, k, v)
+        assert ours.dtype == dtype
+        torch.testing.assert_close(ours.double(), theirs, atol=0.02, rtol=0.02)
