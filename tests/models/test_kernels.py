@@ -88,7 +88,7 @@ def test_attention_by_hand_is_the_formula(dtype: torch.dtype, queries: int, keys
     theirs = (q.double() @ k.double().transpose(-1, -2) / 4).softmax(-1) @ v.double()
     for small in (kernels.SMALL, 0):
         monkeypatch.setattr(kernels, "SMALL", small)
-        assert kernels.by_hand(q, k) == (128 <= keys <= 1024 or keys < 128 and (small > 0 or queries <= 8))
+        assert kernels.by_hand(q, k) == (128 <= keys <= 1024 or (keys < 128 and (small > 0 or queries <= 8)))
         ours = kernels.attend(q, k, v)
         assert ours.dtype == dtype
         torch.testing.assert_close(ours.double(), theirs, atol=0.02, rtol=0.02)
