@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from models.kernels import FLOAT32_CALLS
+from models.kernels import FLOAT32_CALLS, HALF, HALF_CALLS
 
 if TYPE_CHECKING:
     from engine.config import WorldConfig
@@ -104,6 +104,8 @@ def fingerprint(world: World) -> dict[str, Plain]:
     on_cpu = "cpu" in (device.type, world.decode_device.type)
     if (world.dtype == torch.float32 and on_cpu) or world.vae.tiled:  # start pictures are encoded in float32 in every world
         found["calls"] = FLOAT32_CALLS
+    if world.dtype in HALF and on_cpu:
+        found["half calls"] = HALF_CALLS
     if device.type == "cuda":
         found |= {
             "gpu": torch.cuda.get_device_name(device),

@@ -10,8 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# Raised when a CPU makes other calls in float32: what was recorded before has other last bits (`engine.exact.fingerprint`).
-FLOAT32_CALLS = 2
+# Raised when a CPU makes other calls in float32, or in half precision: what was recorded before has other last bits
+# (`engine.exact.fingerprint`).
+FLOAT32_CALLS, HALF_CALLS = 2, 2
 HALF = (torch.bfloat16, torch.float16)
 # Where plain products beat torch's fused CPU kernel in half precision (torch 2.13, one core; measured in docs/PERFORMANCE.md).
 MANY_KEYS = (128, 1024)

@@ -11,7 +11,7 @@ import engine.exact
 from engine import Action, World, fingerprint, pin_threads, processor, settings
 from engine.exact import compiler_options, make_exact
 from engine.picture import fit_picture, load_picture
-from models.kernels import FLOAT32_CALLS
+from models.kernels import FLOAT32_CALLS, HALF_CALLS
 from models.vae_layers import CausalConv3d
 from tests.tiny_world import write_tiny_world
 
@@ -41,7 +41,8 @@ def test_kernels_are_exact_once_there_is_a_session(tiny: Path) -> None:
     assert found["device"] == "cpu" and found["compile"] is False and json.loads(json.dumps(found)) == found
     assert not torch.utils.deterministic.fill_uninitialized_memory
     half = World.load(tiny, dtype="bfloat16")
-    assert found["calls"] == FLOAT32_CALLS and fingerprint(half).keys() == found.keys() - {"calls"}
+    assert found["calls"] == FLOAT32_CALLS and fingerprint(half).keys() == found.keys() - {"calls"} | {"half calls"}
+    assert fingerprint(half)["half calls"] == HALF_CALLS
     next(module for module in half.vae.modules() if isinstance(module, CausalConv3d))._tiled = torch.zeros(1)
     assert fingerprint(half)["calls"] == FLOAT32_CALLS, "its start pictures are encoded in float32"
     before = torch.get_num_threads()
