@@ -91,6 +91,21 @@ def fetch_weights(args: argparse.Namespace) -> Path:
     return fetch(repo, [name for name in names if name not in own])
 
 
+def check_beginning(args: argparse.Namespace, config: WorldConfig) -> None:
+    """Look at start picture or saved game before gigabytes of weights are read, or fetched.
+
+    Raises UsageError where there is none, WorldError for one that is none.
+    """
+    from engine import Snapshot, load_picture
+
+    if args.load is not None:
+        Snapshot.check_name(args.load, config)
+    elif args.start is None and config.start is None:
+        raise UsageError(config.start_missing())
+    elif args.start is not None and not is_clip(args.start):
+        load_picture(args.start, config.height, config.width)
+
+
 def open_session(
     args: argparse.Namespace, config: WorldConfig, progress, header: Header | None = None, compile_first: bool = True, live: bool = False
 ) -> Session:  # fmt: skip
@@ -99,18 +114,14 @@ def open_session(
     ``header`` gets what the session file is to say. Without ``compile_first`` it is not for here to compile; ``live`` is `World.warm_up`'s.
     Raises WorldError for what cannot be played, UsageError without a start picture.
     """
-    from engine import Snapshot, World, load_picture, share_threads
+    from engine import Snapshot, World, share_threads
     from game.sessionheader import build_header
 
     start, actions = args.start, []
     if start is not None and is_clip(start):
         start, actions = _clip(args, config)
-    elif start is not None:  # looked at before gigabytes of weights are read
-        load_picture(start, config.height, config.width)
-    elif args.load is not None:
-        Snapshot.check_name(args.load, config)
-    elif config.start is None and args.weights is not None:
-        raise UsageError(config.start_missing())
+    elif config.start is not None or args.weights is not None or start is not None or args.load is not None:
+        check_beginning(args, config)  # without picture and weights it is the weights that are told of, below
 
     def named(part: str, done: float) -> None:
         progress(PARTS.get(part, part), done)

@@ -26,7 +26,15 @@ from game.options import (
     tell_recovered,
     whole,
 )
-from game.worldoptions import add_change_options, add_world_options, fetch_weights, open_session, weights_here, world_config
+from game.worldoptions import (
+    add_change_options,
+    add_world_options,
+    check_beginning,
+    fetch_weights,
+    open_session,
+    weights_here,
+    world_config,
+)
 
 if TYPE_CHECKING:
     from engine import Compiled, Session, World, WorldConfig
@@ -83,6 +91,8 @@ def run(args: argparse.Namespace) -> int:
     if args.list:
         return _list(args)
     if args.fetch:
+        if not args.serve:  # there a player may bring one
+            check_beginning(args, world_config(args))
         args.weights = fetch_weights(args)
     if args.serve:
         return serve.run(args)

@@ -21,6 +21,7 @@ from game.fetch import FetchError, fetch, repository
 from tests.tiny_world import write_tiny_world
 
 ROOT = Path(__file__).parents[2]
+ASSETS = ROOT / "assets" / "garden"
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 HUB = pytest.mark.skipif(
     importlib.util.find_spec("huggingface_hub") is None, reason="huggingface_hub is not installed: pip install '.[hub]'"
@@ -235,9 +236,21 @@ def test_fetched_and_played(hub: FakeHub, tmp_path: Path, monkeypatch: pytest.Mo
     assert sorted(name for name, _ in hub.downloads()) == sorted(names)
 
 
+@HUB
+def test_nothing_is_fetched_for_what_cannot_begin(hub: FakeHub, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The published worlds have no start picture: that is told before their gigabytes come, not after."""
+    hub.repos["Skywork/Matrix-Game-2.0"] = {"README.md": b"-"}
+    assert cli.main(["--world", "universal", "--fetch", "--headless"]) == 2
+    assert "has no start picture of its own; give one with --start FILE" in capsys.readouterr().err
+    (tmp_path / "torn.png").write_bytes((ASSETS / "start_1.png").read_bytes()[:90])
+    assert cli.main(["--world", "universal", "--fetch", "--bench", "--start", str(tmp_path / "torn.png")]) == 2
+    assert "torn.png" in capsys.readouterr().err
+    assert not hub.downloads()
+
+
 def test_without_the_library(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)  # type: ignore[arg-type] - how Python marks what cannot be imported
-    assert cli.main(["--world", "universal", "--fetch", "--headless"]) == 2
+    assert cli.main(["--world", "universal", "--fetch", "--headless", "--start", str(ASSETS / "start_1.png")]) == 2
     assert "huggingface_hub is not installed: pip install 'reverie[hub]'" in capsys.readouterr().err
 
 
