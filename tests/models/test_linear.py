@@ -68,6 +68,16 @@ def test_what_is_to_be_differentiated_is_not_packed() -> None:
     assert x.grad is not None and layer.weight.grad is not None
 
 
+@needs_packing
+@torch.no_grad()
+def test_a_compiler_sees_a_plain_layer() -> None:
+    layer = Linear(64, 64).bfloat16().requires_grad_(False)
+    layer.pack()
+    x = torch.randn(84, 64).bfloat16()
+    graph = torch.compile(layer, backend="eager", fullgraph=True)
+    assert torch.equal(graph(x), torch.nn.functional.linear(x, layer.weight, layer.bias))
+
+
 def test_other_dtypes_and_devices_are_not_packed() -> None:
     assert linear.pack(torch.zeros(64, 64)) is None and linear.pack(torch.zeros(64, 64, dtype=torch.float16)) is None
     assert linear.pack(torch.zeros(64, 64, dtype=torch.bfloat16, device="meta")) is None
