@@ -275,7 +275,8 @@ class Trainee:
 
     ``trained`` limits the optimiser to a part of the model; ``helper`` is trained and saved with it and never exported; the modules
     ``slow`` learn at ``slowness`` times the rates.
-    ``fresh`` tells whether the run begins here. Raises SystemExit, in one line, for weights that are not of this model.
+    ``fresh`` tells whether the run begins here, ``helpless`` whether it does so from weights that came without the helper.
+    Raises SystemExit, in one line, for weights that are not of this model.
     """
 
     def __init__(
@@ -297,6 +298,7 @@ class Trainee:
         if helper is not None and helped is not None:
             anew = "its helper is another training's; to begin without one, --start-from what training.export makes of it, in another --out"
             load_weights(helper, helped, source, anew)
+        self.helpless = self.fresh and start_from is not None and helper is not None and helped is None
         trained = trained or model
         whole = trained if helper is None else nn.ModuleList([trained, helper])
         self.optimizer = MixedOptimizer(whole, lr, adamw_lr, adamw=adamw, slow=slow, slowness=slowness)

@@ -18,7 +18,7 @@ from engine import load_config
 from models.dit import DiT
 from training.common import Trainee, TrainingRun, working_dtype
 from training.draws import BatchNoise
-from training.guide import Guides, PoseGuide
+from training.guide import FIT_BATCHES, Guides, PoseGuide
 from training.latents import CLIP_BLOCKS, CLIP_LATENTS, ClipMaker, Clips, Windows, cut_windows, joined
 from training.make_clips import open_feed
 from training.objectives.rollout import Rollout as SelfForcing
@@ -96,6 +96,21 @@ def main() -> None:
         while len(clips) < args.first_clips:
             clips = clips.append(maker.make(2))
     rollout = Rollout(dit, device, guide.told, args.guidance)
+
+    def played(blocks: int) -> dict[str, float]:
+        """One rollout over windows of so many blocks, and its gradients."""
+        pick = torch.randint(len(clips), (args.batch,), generator=generator)
+        from_start = bool(torch.rand((), generator=generator) < 0.5)
+        latest = CLIP_BLOCKS - blocks
+        offset = 0 if from_start or latest == 0 else int(torch.randint(1, latest + 1, (), generator=generator))
+        windows = cut_windows(clips, pick, torch.full((args.batch,), BLOCK * offset), BLOCK * blocks)
+        return rollout(windows, blocks, given=0 if offset == 0 else 1)
+
+    if trainee.helpless:
+        with guide.told.fitting():
+            for _ in range(FIT_BATCHES):
+                played(args.first_horizon)
+        dit.zero_grad(), guide.zero_grad()
     run.exclude_pause()
 
     def save() -> None:
@@ -110,12 +125,7 @@ def main() -> None:
         elif run.step % args.grow_every == 0:
             clips = clips.append(maker.make(args.draw)).newest(args.pool)
         blocks = args.first_horizon + round(min(1.0, 1.6 * run.progress) * (args.last_horizon - args.first_horizon))
-        pick = torch.randint(len(clips), (args.batch,), generator=generator)
-        from_start = bool(torch.rand((), generator=generator) < 0.5)
-        latest = CLIP_BLOCKS - blocks
-        offset = 0 if from_start or latest == 0 else int(torch.randint(1, latest + 1, (), generator=generator))
-        windows = cut_windows(clips, pick, torch.full((args.batch,), BLOCK * offset), BLOCK * blocks)
-        report = rollout(windows, blocks, given=0 if offset == 0 else 1)
+        report = played(blocks)
         trainee.step()
         if run.tick({**report, "blocks": blocks}):
             reports += 1

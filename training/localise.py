@@ -26,7 +26,7 @@ from engine import load_config
 from models.attention import MaskPlan
 from models.dit import DiT
 from training.common import FITTING, Trainee, TrainingRun, load_weights, weights_for, working_precision
-from training.guide import PoseGuide
+from training.guide import FIT_BATCHES, PoseGuide
 from training.latents import CLIP_BLOCKS, Clips, Windows, cut_windows, joined, sample_windows
 from training.learner import NOT_HIDDEN as ADAMW
 from training.make_clips import open_feed
@@ -145,6 +145,10 @@ def main() -> None:
     if len(clips) <= HELD_OUT:
         parser.error(f"--feed {args.feed} has {len(clips)} clips, of which {HELD_OUT} are held out: let training.make_clips draw more")
     held, clips = clips.oldest(HELD_OUT), clips.newest(len(clips) - HELD_OUT)
+    if trainee.fresh and args.start_from is not None:
+        with localiser.guide.fitting():  # with gradients that nobody takes: without them the layers would be compiled once more
+            for _ in range(FIT_BATCHES):
+                localiser.loss(sample_windows(clips, args.batch, args.blocks, generator))
     run.exclude_pause()
 
     def save() -> None:

@@ -26,7 +26,7 @@ from models.flow import FlowSchedule
 from training.common import Trainee, TrainingRun, working_dtype, working_precision
 from training.dataset import Batch
 from training.draws import BatchNoise
-from training.guide import Guides
+from training.guide import FIT_BATCHES, Guides
 from training.latents import ClipMaker, Clips, Windows, cut_windows, joined, sample_windows
 from training.learner import NOT_HIDDEN as ADAMW
 from training.make_clips import open_feed
@@ -209,6 +209,18 @@ def main() -> None:
         dit, guide, BLOCK, device, 0.0, args.guidance, False, 0.0, args.robust, args.steps, args.either_noise
     )
     level_weights = torch.tensor([0.6] + [0.4 / (len(args.steps) - 1)] * (len(args.steps) - 1))
+
+    def draw_starts() -> Windows:
+        pick = torch.randint(len(starts), (args.starts_batch,), generator=generator)
+        return cut_windows(starts, pick, torch.zeros_like(pick), BLOCK)
+
+    if trainee.helpless:
+        forcing.resampling = args.resampling * float(args.resampling_at_once)
+        with guide.fitting():  # with gradients that nobody takes: without them the layers would be compiled once more
+            for _ in range(FIT_BATCHES):
+                forcing(sample_windows(clips, args.batch, args.blocks, generator), level_weights)
+                if starts is not None:
+                    first(draw_starts(), level_weights)
     run.exclude_pause()
 
     def save() -> None:
@@ -227,8 +239,7 @@ def main() -> None:
         loss, report = forcing(sample_windows(clips, args.batch, args.blocks, generator), level_weights)
         loss.backward()
         if starts is not None:
-            pick = torch.randint(len(starts), (args.starts_batch,), generator=generator)
-            begun, told = first(cut_windows(starts, pick, torch.zeros_like(pick), BLOCK), level_weights)
+            begun, told = first(draw_starts(), level_weights)
             begun.backward()
             report |= {"starts": begun.detach(), "their pose": told["pose"]}
         trainee.step()

@@ -10,10 +10,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from tests.training.test_trainers import random_clips, small_dit
 from training import train_dit
 from training.common import TrainingRun
+from training.guide import Guides
 from training.latents import Clips
 from training.make_clips import write_shard
 
@@ -34,14 +36,15 @@ class Counted(TrainingRun):
         return min(1.0, self.step / self.minutes)
 
 
-def train(folder: Path, steps: int, monkeypatch: pytest.MonkeyPatch) -> list[dict]:
-    words = f"--vae none --feed {folder}/feed --starts {folder}/starts --out {folder}/run --minutes {steps} --batch 2 --blocks 2 --lr 4e-3"
-    words += " --starts-batch 4 --guided-layer 0 --told-layer 1 --resampling 1 --resampling-at-once --no-compile --device cpu"
+def train(folder: Path, steps: int, monkeypatch: pytest.MonkeyPatch, more: str = "", run: str = "run") -> list[dict]:
+    words = f"--vae none --feed {folder}/feed --starts {folder}/starts --out {folder}/{run} --minutes {steps} --batch 2 --blocks 2"
+    words += " --lr 4e-3 --starts-batch 4 --guided-layer 0 --told-layer 1 --resampling 1 --resampling-at-once --no-compile --device cpu"
+    words += f" {more}"
     monkeypatch.setattr(sys, "argv", ["train_dit", *words.split()])
     monkeypatch.setattr(train_dit, "garden_dit", small_dit)
     monkeypatch.setattr(train_dit, "TrainingRun", functools.partial(Counted, report_every=0.0))
     train_dit.main()
-    return [json.loads(line) for line in (folder / "run" / "log.jsonl").read_text().splitlines()]
+    return [json.loads(line) for line in (folder / run / "log.jsonl").read_text().splitlines()]
 
 
 def test_first_blocks_are_learned_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -56,6 +59,26 @@ def test_first_blocks_are_learned_too(tmp_path: Path, monkeypatch: pytest.Monkey
     longer = train(tmp_path, 14, monkeypatch)  # the same command with more time
     assert longer[:12] == lines and [line["step"] for line in longer[12:]] == [13, 14]
     assert "at step 12" in capsys.readouterr().out
+
+
+def test_guides_are_fitted_to_weights_that_came_without_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else what heads that know nothing ask of the network would be the first thing that it learns."""
+    for name, clips in (("feed", random_clips(3)), ("starts", first_blocks(4))):
+        (tmp_path / name).mkdir()
+        write_shard(clips, tmp_path / name, 1)
+    torch.manual_seed(5)
+    save_file(small_dit().state_dict(), tmp_path / "exported.safetensors")
+    fitted: list[bool] = []
+    fitting = Guides.fitting
+    monkeypatch.setattr(Guides, "fitting", lambda self: (fitted.append(True), fitting(self))[1])
+    plain = train(tmp_path, 2, monkeypatch)
+    assert not fitted, "fresh weights and heads learn together"
+    lines = train(tmp_path, 2, monkeypatch, f"--start-from {tmp_path}/exported.safetensors", "second")
+    assert len(fitted) == 1
+    assert all(lines[0][name] < 0.7 * plain[0][name] for name in ("seen", "pose", "their pose"))
+    train(tmp_path, 3, monkeypatch, f"--start-from {tmp_path}/exported.safetensors", "second")
+    train(tmp_path, 2, monkeypatch, f"--start-from {tmp_path}/second", "third")
+    assert len(fitted) == 1, "a run that goes on, or begins with another run's heads, keeps them"
 
 
 def test_first_blocks_alone_are_no_walks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
