@@ -7,6 +7,8 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
+NEAR = 0.25  # relative error that bfloat16 may have against float32, after blocks of random weights; a wrong kernel has about 1
+
 
 @dataclass(frozen=True)
 class Place:
@@ -63,9 +65,17 @@ def exactness(place: Place) -> dict[str, Any]:
             world.adopt(compile_world(world))
         made = played(world)
         found |= {f"{name}_latents": errors(made, exact, 0), f"{name}_pictures": errors(made, exact, 1)}
-    parts = ("latents", "pictures")
-    found["within"] = all(max(found[f"compiled_{part}"]) <= 1.5 * max(found[f"eager_{part}"]) for part in parts)
+    found["within"] = within(found)
     return found
+
+
+def within(found: dict[str, list[float]]) -> bool:
+    """Whether bfloat16 is near float32 at all, and compiling adds no more than half of what it takes. Not a number is not near."""
+    for part in ("latents", "pictures"):
+        eager, compiled = found[f"eager_{part}"], found[f"compiled_{part}"]
+        if not all(error <= NEAR for error in eager) or not all(error <= 1.5 * max(eager) for error in compiled):
+            return False
+    return True
 
 
 def _world(place: Place, dtype: str, window: int | None = None) -> Any:
@@ -115,6 +125,7 @@ def host_reads(place: Place) -> dict[str, Any]:
 
 def kernels(place: Place) -> dict[str, Any]:
     """The kernels that take most of a block's time, in milliseconds; what every choice of attention comes to."""
+    from torch.autograd import DeviceType
     from torch.profiler import profile
 
     from engine import Action, World, WorldError
@@ -130,7 +141,8 @@ def kernels(place: Place) -> dict[str, Any]:
         session.step(Action())
     on_gpu = world.device.type == "cuda"
     time_of = (lambda event: event.self_device_time_total) if on_gpu else (lambda event: event.self_cpu_time_total)
-    slowest = sorted(seen.key_averages(), key=time_of, reverse=True)[:15]
+    events = [event for event in seen.key_averages() if not on_gpu or event.device_type != DeviceType.CPU]  # whose calls carry it once more
+    slowest = sorted(events, key=time_of, reverse=True)[:15]
     found: dict[str, Any] = {"kernels_ms": {event.key[:90]: round(time_of(event) / 1000, 3) for event in slowest}}
     found["attention"] = {"auto": str(world.attention), **world.describe()["attention of"]}
     for name in KERNELS:
@@ -150,7 +162,9 @@ def kernels(place: Place) -> dict[str, Any]:
 
 
 def decoder(place: Place) -> dict[str, Any]:
-    """Milliseconds to decode a block as it is and compiled, how long the compiler took, and how far the pictures are apart."""
+    """Milliseconds to decode a block as it is and compiled, how long it took to be compiled, layers included, what an earlier row has
+    left on disk taken from there, and how far the pictures are apart.
+    """
     import torch
 
     from engine import World, compile_world
@@ -179,7 +193,7 @@ def decoder(place: Place) -> dict[str, Any]:
     compiler = time.perf_counter() - begun
     compiled_ms, compiled = play()
     error = float((compiled - plain).norm() / plain.norm())
-    return {"plain_ms": plain_ms, "compiled_ms": compiled_ms, "compiler_s": compiler, "relative_error": error}
+    return {"plain_ms": plain_ms, "compiled_ms": compiled_ms, "layers_and_decoder_from_disk_s": compiler, "relative_error": error}
 
 
 def transfer(place: Place) -> dict[str, Any]:

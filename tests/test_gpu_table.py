@@ -13,6 +13,7 @@ import torch
 from engine import compile_world
 from engine.bench_machine import SIDE
 from models.float8 import why_not
+from tests.gpu_checks import within
 from tests.gpu_table import Place, rows, run_checks, run_row, table
 from tests.long import LONG
 from tests.tiny_world import write_tiny_world
@@ -49,6 +50,24 @@ def test_every_row_at_the_smallest(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert json.loads((tmp_path / "out" / "gpu_table.json").read_text()) == found
     text = (tmp_path / "out" / "gpu_table.md").read_text()
     assert text.count("\n| ") >= 16 and "≥ 60 fps" in text and "TFLOP/s" in text
+
+
+def test_what_is_no_number_is_not_within() -> None:
+    """`max` looks past it: max([0.004, nan]) is 0.004."""
+    near = {f"{name}_{part}": [0.004, 0.005] for name in ("eager", "compiled") for part in ("latents", "pictures")}
+    assert within(near) and within(near | {"compiled_latents": [0.004, 0.0075]})
+    for worse in ([0.004, 0.0076], [0.004, float("nan")]):
+        assert not within(near | {"compiled_latents": worse}) and not within(near | {"compiled_pictures": worse})
+    for wrong in ([0.004, float("nan")], [0.9, 0.9]):  # both ways alike
+        assert not within(near | {"eager_latents": wrong, "compiled_latents": wrong})
+
+
+def test_what_was_told_counts_though_the_process_failed_at_its_end(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    place, row = Place("universal", "cuda", "bfloat16"), rows()[1]
+    monkeypatch.setattr("tests.gpu_table._child", lambda *_: ('{"fps": 61.0}', "terminate called"))
+    assert run_row(row, place, 1, tmp_path) == {"fps": 61.0}
+    monkeypatch.setattr("tests.gpu_table._child", lambda *_: ("", "CUDA error"))
+    assert run_row(row, place, 1, tmp_path) == {"error": "CUDA error"}
 
 
 @pytest.mark.skipif(not LONG, reason="two processes that import torch, half a minute on a busy core: REVERIE_LONG=1")

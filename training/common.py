@@ -185,6 +185,12 @@ def load_weights(module: nn.Module, weights: Mapping[str, Tensor], source: Path,
     raise SystemExit(f"{one_line(source, 200)} {what}: {advice}")
 
 
+def without_cudnn_attention(device: torch.device) -> None:
+    """On a GPU leave attention to Flash and the others: of cuDNN's, backward passes of tiny shapes have given NaN (before cuDNN 9.15)."""
+    if device.type == "cuda":
+        torch.backends.cuda.enable_cudnn_sdp(False)
+
+
 def cosine_schedule(progress: float, warmup: float = 0.02, floor: float = 0.02) -> float:
     """Learning-rate factor for ``progress`` in [0, 1]: a linear warm-up, flat for the first half, then a cosine to ``floor``."""
     if progress < warmup:
@@ -285,6 +291,7 @@ class Trainee:
         slow: Sequence[nn.Module] = (), slowness: float = 1.0,
     ) -> None:  # fmt: skip
         self.model, self.run, self.helper = model, run, helper
+        without_cudnn_attention(next(model.parameters()).device)
         state = run.resume()
         self.fresh = state is None
         helped, source = None, start_from

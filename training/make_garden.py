@@ -48,8 +48,8 @@ OPTIONS = {
     "cuda": {
         "vae": "--batch 16 --frames 13",
         "streams": "--batch 4 --frames 41 --lr 5e-4 --no-compile",
-        "clips": "--idle 0.12 --turning 0.1 --draw 16 --shard 64",
-        "starts": "--idle 0.08 --blocks 1 --walks 1 --draw 64 --shard 2048",
+        "clips": "--idle 0.12 --turning 0.1 --draw 16 --shard 64 --no-compile",
+        "starts": "--idle 0.08 --blocks 1 --walks 1 --draw 64 --shard 2048 --no-compile",
         "places": "--batch 64",
         "forcing": "--batch 64 --resampling 0.7 --starts-batch 128",
         "rollout": "--batch 48 --pool 4000 --grow-every 1 --draw 6 --first-horizon 3 --idle 0.2",

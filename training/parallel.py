@@ -21,6 +21,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from models.dit import DiT
 from models.errors import WorldError, one_line
+from training.common import without_cudnn_attention
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,7 @@ class Workers:
                 place = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
                 torch.cuda.set_device(place)
             torch.empty(1, device=place)
+            without_cudnn_attention(place)
         except (RuntimeError, AssertionError, ValueError) as error:
             raise WorldError(f"there is no device {one_line(device, 80)!r} for training here: {one_line(error, 120)}") from None
         if "RANK" not in os.environ or count == 1:

@@ -109,7 +109,7 @@ def main() -> None:
             latents = truth + TRUTH_NOISE * torch.rand(()).to(device) * torch.randn_like(truth)
         for z, target in zip(latents.split(1), video.split(1), strict=True):
             with working_precision(device):
-                ours = pixels((z * std + mean).permute(0, 2, 3, 4, 1)).float()
+                ours = pixels((z * std + mean).permute(0, 2, 3, 4, 1).contiguous()).float()  # one layout, one graph
             error, detail = picture_loss(ours, target), sharpness_loss(ours, target)
             ((error + args.sharpness * detail) / BATCH).backward()
         psnr = 10 * torch.log10(4 / (ours.detach() - target).square().mean())

@@ -15,7 +15,17 @@ from engine.clock import BlockClock
 from engine.conditioning import ConditionRing, Rows, StartCondition
 from models.dit import DiT
 from tests.training.tiny import tiny_plan
-from training.common import AveragedWeights, MixedOptimizer, Muon, Trainee, TrainingRun, cosine_schedule, working_dtype, working_precision
+from training.common import (
+    AveragedWeights,
+    MixedOptimizer,
+    Muon,
+    Trainee,
+    TrainingRun,
+    cosine_schedule,
+    without_cudnn_attention,
+    working_dtype,
+    working_precision,
+)
 from training.finetune import Rollout
 from training.flow_sign import motion
 from training.guide import FEATURES, Guides, PoseGuide, pose_features
@@ -404,3 +414,12 @@ def test_measured_motion_has_the_simulators_sign(keyboard: tuple, mouse: tuple, 
     walks = torch.stack(frames, dim=1).permute(0, 1, 3, 4, 2).numpy()
     found = np.array([motion(walk)[:, axis].mean() for walk in walks])
     assert (np.sign(found) == sign).mean() >= 0.75
+
+
+def test_training_leaves_cudnn_attention_alone_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[bool] = []
+    monkeypatch.setattr("torch.backends.cuda.enable_cudnn_sdp", asked.append)
+    without_cudnn_attention(torch.device("cpu"))
+    assert asked == []
+    without_cudnn_attention(torch.device("cuda"))
+    assert asked == [False]
