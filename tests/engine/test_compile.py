@@ -76,8 +76,9 @@ def test_layers_are_one_graph_with_the_same_numbers(linears: str, image_yaml: Pa
     for action in WALK:
         assert np.abs(ours.step(action).astype(int) - theirs.step(action)).max() <= 1
     first, second = ours.snapshot().tensors, theirs.snapshot().tensors
+    near = 1e-4 if linears == "exact" else 0.01  # where last bits differ, a number on the edge of two of float8's goes to the other one
     for name, tensor in first.items():
-        torch.testing.assert_close(tensor.float(), second[name].float(), rtol=1e-4, atol=1.01 if name == "last_frame" else 1e-4)
+        torch.testing.assert_close(tensor.float(), second[name].float(), rtol=near, atol=1.01 if name == "last_frame" else near)
     assert counters["stats"]["unique_graphs"] == 2 and not counters["graph_break"]
 
 
