@@ -1,8 +1,10 @@
 """Is this checkout quicker than another one? Both play the garden in turn, a few blocks at a time, each in a process of its own.
 
     git worktree add ../before COMMIT
-    python -m tests.paired ../before [--rounds 12] [--blocks 4] [--threads 2] [--overlap]
+    python -m tests.paired ../before [--rounds 12] [--blocks 4] [--threads 2] [--overlap [--both]]
 
+With `--overlap` only this checkout decodes beside the next block, as a commit from before there was such a thing could not; with `--both`
+the other one does so too.
 Taking turns is what makes the ratio worth something on a machine whose speed drifts; single times are not. Prints JSON: milliseconds a
 block of each, and the ratio round by round.
 """
@@ -70,9 +72,12 @@ class Contender:
         return self.process.stdout.readline().strip()
 
 
-def compare(other: Path, rounds: int, blocks: int, threads: int, overlap: bool, world: str = "garden") -> dict[str, object]:
+def compare(
+    other: Path, rounds: int, blocks: int, threads: int, overlap: bool, world: str = "garden", both: bool = False
+) -> dict[str, object]:
     """Both in turn; ``ratio`` is how many times as quick this checkout is, the median over rounds."""
-    sides = [Contender(ROOT, threads, "overlap" if overlap else "step", world), Contender(other, threads, "step", world)]
+    modes = ["overlap" if overlap else "step", "overlap" if overlap and both else "step"]
+    sides = [Contender(place, threads, mode, world) for place, mode in zip((ROOT, other), modes, strict=True)]
     try:
         spent = [[side.play(blocks) for side in sides] for _ in range(rounds)]
     finally:
@@ -81,7 +86,7 @@ def compare(other: Path, rounds: int, blocks: int, threads: int, overlap: bool, 
     ratios = [theirs / ours for ours, theirs in spent]
     ours, theirs = (statistics.median(seconds) * 1000 for seconds in zip(*spent, strict=True))
     return {
-        "threads": threads, "overlap": overlap, "rounds": rounds, "blocks": blocks, "ms_ours": round(ours, 1),
+        "threads": threads, "overlap": overlap, "both": both, "rounds": rounds, "blocks": blocks, "ms_ours": round(ours, 1),
         "ms_theirs": round(theirs, 1), "ratio": round(statistics.median(ratios), 3), "ratios": [round(ratio, 3) for ratio in ratios],
     }  # fmt: skip
 
@@ -95,8 +100,9 @@ def main() -> None:
     parser.add_argument("--blocks", type=int, default=4)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--overlap", action="store_true", help="this checkout plays with decoder and transformer side by side")
+    parser.add_argument("--both", action="store_true", help="with --overlap: the other one too")
     args = parser.parse_args()
-    print(json.dumps(compare(args.other.absolute(), args.rounds, args.blocks, args.threads, args.overlap)))
+    print(json.dumps(compare(args.other.absolute(), args.rounds, args.blocks, args.threads, args.overlap, both=args.both)))
 
 
 if __name__ == "__main__":
