@@ -11,9 +11,10 @@ from torch import Tensor
 from engine.clock import BlockClock
 from engine.conditioning import Windows
 from engine.config import SamplerConfig
-from models.dit import DiT, Given
+from models.dit import DiT
 from models.flow import FlowSchedule, add_noise, x0_from_output
 from models.kv_cache import DiTCache
+from models.layers import Given
 from models.transfer import send
 
 CONTEXT_NOISE = 0.0  # timestep of the clean pass

@@ -24,7 +24,7 @@ from models.action import ActionConfig, ActionModule, Steering
 from models.attention import Attend, MaskPlan, SelfAttention, attention
 from models.compiled import compiled
 from models.kv_cache import DiTCache, KVRing, LayerCache
-from models.layers import CondRows, Head, ImageProjection, Layer, Modulation, timestep_embedding, uniform
+from models.layers import CondRows, Given, Head, ImageProjection, Layer, Modulation, timestep_embedding, uniform
 from models.recorded import Recordings, recordable
 from models.rope import Rotary, axis_split, prepare_rotary, rotary_grid, rotary_time
 from models.transfer import send
@@ -84,18 +84,6 @@ class DiTConfig:
         if name not in actions:
             raise ValueError(f"unknown published mode {name!r}: choose one of {', '.join(actions)}")
         return cls(action=actions[name])
-
-
-@dataclass(frozen=True)
-class Given:
-    """What all passes over the block of latents [start, start + n) share; made by `DiT.prepare`."""
-
-    start: int
-    n: int
-    grid: Rotary
-    time: Rotary
-    steerings: Sequence[Steering | CondRows | None]  # of each layer
-    slots: Tensor  # of the rings, [n] on the device
 
 
 class DiT(nn.Module):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -20,10 +21,22 @@ from models.recorded import Recordings, play
 from models.rope import Rotary
 
 if TYPE_CHECKING:
-    from models.dit import DiTConfig, Given
+    from models.dit import DiTConfig
 
 Modulation = tuple[Tensor, ...]  # (shift, scale, gate) twice in a layer, (shift, scale) in the head
 CondRows = tuple[Tensor, Tensor | None]  # keyboard and mouse rows, cut per latent
+
+
+@dataclass(frozen=True)
+class Given:
+    """What all passes over the block of latents [start, start + n) share; made by `DiT.prepare`."""
+
+    start: int
+    n: int
+    grid: Rotary
+    time: Rotary
+    steerings: Sequence[Steering | CondRows | None]  # of each layer
+    slots: Tensor  # of the rings, [n] on the device
 
 
 class Layer(nn.Module):
@@ -217,8 +230,7 @@ def run_recorded(
         with standing_in(packs, tuple(rest)):
             return layer(x, modulated, steered, grid, time, seen.attend_full(slots))
 
-    parts = [ring is None for ring in kept], [part is None for part in steers]
-    key = layer, *map(tuple, parts), len(image)
+    key = layer, len(image), *(ring is None for ring in kept), *(part is None for part in steers)
     calls = recordings.find(key, run, given, telling=(x, memory.tokens.k, *image))
     return run(*given) if calls is None else play(calls, given)
 

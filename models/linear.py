@@ -55,7 +55,7 @@ class Linear(nn.Linear):
 
 
 def pack(weight: Tensor) -> Packed | None:
-    """``weight`` [out, in], which changes no more, as it is multiplied; None where that is how it is already."""
+    """``weight`` [out, in], which changes no more, as it is multiplied; None where `worth_packing` says no."""
     if not worth_packing(weight.nbytes, weight.dtype, weight.device):
         return None
     with torch.inference_mode(False):  # a recording is made outside of it
@@ -63,7 +63,7 @@ def pack(weight: Tensor) -> Packed | None:
 
 
 def worth_packing(size: int, dtype: torch.dtype, device: torch.device) -> bool:
-    """Whether a model of so many bytes has its layers packed there."""
+    """Whether weights of so many bytes, a model's in all, are kept a second time there."""
     return _POINTWISE is not None and _REORDER is not None and dtype == torch.bfloat16 and device.type == "cpu" and size <= MOST
 
 

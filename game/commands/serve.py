@@ -26,7 +26,7 @@ ANYWHERE = {"0.0.0.0": "every address of this machine", "::": "every address of 
 
 def add_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--serve", action="store_true", help="play from a page in the browser; prints its link (docs/SERVE.md)")
-    group.add_argument("--host", metavar="NAME", help=f"address to listen on ({HOST}: only this machine); one that others can reach takes a token")
+    group.add_argument("--host", metavar="NAME", help=f"address to listen on ({HOST}); one that others can reach takes a token")
     group.add_argument("--port", type=whole(0, 65535), metavar="N", help=f"({PORT}; 0: any that is free)")
     group.add_argument("--max-sessions", type=whole(1, 64), metavar="N", help=f"players at once, each with an own session ({SESSIONS})")
     group.add_argument("--allow-host", action="append", metavar="NAME", help="a name the server goes by, such as that of a proxy in front")
