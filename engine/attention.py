@@ -33,6 +33,7 @@ KERNELS = {
     "math": SDPBackend.MATH,
 }
 PLAIN = "plain products"  # `models.kernels.attend`, on a CPU
+SPELLED_OUT = "spelled out for the compiler"  # the same, on a GPU
 UNKNOWN = "not told"
 _in_force = contextlib.ExitStack()  # of torch's switch; closed, torch is as it came
 atexit.register(_in_force.close)
@@ -92,16 +93,19 @@ def is_there(name: str, device: torch.device, dtype: torch.dtype, head_dim: int)
         return False
 
 
-def attentions_of(config: WorldConfig, device: torch.device, dtype: torch.dtype) -> dict[str, str]:
+def attentions_of(config: WorldConfig, device: torch.device, dtype: torch.dtype, compiled: bool = False) -> dict[str, str]:
     """The kernel that each attention of a full window takes as things stand: of the tokens, to the image, over mouse and keyboard rows.
 
-    Found out by asking torch about tensors of those shapes; a compiled layer asks the same.
+    Found out by asking torch about tensors of those shapes; a ``compiled`` layer asks the same.
     """
     found = {}
     for name, (q, k) in _shapes(config).items():
         query, key = _laid_as_played(q, device, dtype), torch.empty(k, device=device, dtype=dtype)
         with torch.inference_mode():
-            found[name] = PLAIN if kernels.by_hand(query, key) else _taken(query, key, key)
+            if compiled and kernels.spelled_out(query, key):
+                found[name] = SPELLED_OUT
+            else:
+                found[name] = PLAIN if kernels.by_hand(query, key) else _taken(query, key, key)
     return found
 
 

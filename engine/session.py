@@ -129,10 +129,11 @@ class Session:
     ) -> tuple[Tensor, np.ndarray]:
         """Latents and pictures of the block that comes next. Changes only what the next attempt at it would write over.
 
-        The pictures come before the clean pass, unless that is queued on a GPU in a moment, as compiled layers are: then the host does so
-        while it would wait for them. Stages that are measured one by one come one by one.
+        The pictures come before the clean pass, unless that is queued on a GPU in a moment, as graphs and compiled layers are: then the
+        host does so while it would wait for them. Stages that are measured one by one come one by one.
         """
-        queued = self._queues and self.world.compiled and not watch.devices
+        quick = self.world.compiled or self.world.dit.capture is not None
+        queued = self._queues and quick and not watch.devices
         latents = self._denoise(condition, windows, watch)
         if queued:
             coming = Arriving(to_bytes(self._decode(latents, watch)))

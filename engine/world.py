@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from models.dit import DiT
 from models.errors import WeightError, WorldError, one_line
 from models.filecache import file_hash
 from models.float8 import why_not
+from models.graphs import CudaCapture
 from models.kv_cache import DiTCache
 from models.taehv import TAEHV
 from models.telltale import unfinished
@@ -61,6 +63,8 @@ class World:
             taehv.lay_out()
         if device.type == "cpu":
             dit.record()
+        elif device.type == "cuda":
+            dit.capture = partial(CudaCapture, device)
         if self.decode_device.type == "cpu":
             self.decoder.record()
         self.files = files
@@ -223,8 +227,10 @@ class World:
             "compiled": self.compiled,
             "threads": torch.get_num_threads(),
             "attention": f"{self.attention.name}, {self.attention}",
-            "attention of": attentions_of(self.config, self.device, self.dtype),
+            "attention of": attentions_of(self.config, self.device, self.dtype, self.compiled),
         }
+        if self.device.type == "cuda":
+            found["graphs"] = self.dit.capture is not None
         return found | ({} if self.decode_device == self.device else {"decode_device": str(self.decode_device)})
 
     def start_pixels(self, start: Picture | None = None) -> np.ndarray:

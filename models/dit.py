@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -23,6 +24,7 @@ from models import layers, linear
 from models.action import ActionConfig, ActionModule, Steering
 from models.attention import Attend, MaskPlan, SelfAttention, attention
 from models.compiled import compiled
+from models.graphs import Capture, GraphedPasses, NotCaptured
 from models.kv_cache import DiTCache, KVRing, LayerCache
 from models.layers import CondRows, Given, Head, ImageProjection, Layer, Modulation, timestep_embedding, uniform
 from models.recorded import Recordings, recordable
@@ -103,6 +105,7 @@ class DiT(nn.Module):
         self.rounded = False  # and in float8: see `to_float8`
         self._known_times: dict[object, tuple[list[Modulation], Modulation]] = {}
         self.body: Callable[..., Tensor] | None = None  # the compiled layers, see `compile`
+        self.capture: Callable[[], Capture] | None = None  # how passes over a full window become graphs, see `models.graphs`
         self.recordings: Recordings | None = None  # of the layers, see `record`
         self._initialise()
 
@@ -126,10 +129,17 @@ class DiT(nn.Module):
         positions = torch.arange(start, start + x.shape[2])  # on the host: no position is ever read back
         grid, time = self._rotaries(positions, height, width, x.device)
         slots = send(positions % self.config.local_attn_size, x.device)
-        return Given(start, x.shape[2], grid, time, self._steerings(keyboard, mouse, time), slots)
+        if self.capture is None:
+            return Given(start, x.shape[2], grid, time, self.steerings(keyboard, mouse, time), slots)
+        rows = keyboard, mouse  # worked out by a graph; until the window is full, by the layers
+        return Given(start, x.shape[2], grid, time, [rows] * len(self.blocks), slots, rows)
 
     def denoise(self, x: Tensor, timestep: Tensor, given: Given, cache: DiTCache) -> Tensor:
         """`forward` over a block that was prepared."""
+        return self._graphed("denoise", self.run_denoise, x, timestep, given, cache)
+
+    def run_denoise(self, x: Tensor, timestep: Tensor, given: Given, cache: DiTCache) -> Tensor:
+        """`denoise` without graphs."""
         _, down, right = self.config.patch_size
         tokens = self._patchify(x)
         modulations, head = self._modulations(timestep, tokens)
@@ -139,12 +149,18 @@ class DiT(nn.Module):
 
     def remember(self, x: Tensor, timestep: Tensor, given: Given, cache: DiTCache) -> None:
         """`denoise` for the keys and values it leaves in ``cache``: the same ones, without what comes after the last of them."""
+        self._graphed("remember", self.run_remember, x, timestep, given, cache)
+
+    def run_remember(self, x: Tensor, timestep: Tensor, given: Given, cache: DiTCache) -> None:
+        """`remember` without graphs."""
         tokens = self._patchify(x)
         modulations, _ = self._modulations(timestep, tokens)
         runs = self._runs(given, cache, modulations)
         for layer, run in zip(self.blocks, runs[:-1], strict=False):
             tokens = run(layer, tokens)
-        self.blocks[-1].remember(tokens, modulations[-1], given, cache.layers[-1], cache.open(given.start, given.n), given.steerings[-1])
+        block = cache.open(given.start, given.n)
+        block = None if self._over_slots(modulations) and block.full else block
+        self.blocks[-1].remember(tokens, modulations[-1], given, cache.layers[-1], block, given.steerings[-1])
 
     def compile(self, **options: Any) -> None:
         """Have the layers compiled (`torch.compile`, without a graph break) from now on, for passes over a full window.
@@ -169,7 +185,7 @@ class DiT(nn.Module):
         if self.img_emb is not None and cache.layers[0].image is None:
             raise ValueError("the cache has no image keys yet: call precompute_context once per session")
         block = cache.open(given.start, given.n)
-        body = self._whole_window(modulations) if block.start + block.n - block.first == block.window else None
+        body = self._whole_window(modulations) if block.full else None
         if body is not None:
             return [
                 partial(layers.run_over_window, body, modulation, steering, given, memory)
@@ -185,7 +201,30 @@ class DiT(nn.Module):
         kept = isinstance(modulations[0], tuple)  # so nothing depends on weights that may change
         if self.body is None and self.recordings is not None and kept and recordable(self.patch_embedding.weight):
             return partial(layers.run_recorded, self.recordings)
-        return self.body
+        return layers.layer_body if self.body is None and self._over_slots(modulations) else self.body
+
+    def _over_slots(self, modulations: Sequence[Modulation | Tensor]) -> bool:
+        """Whether passes over a full window must find the rings' slots on the device: so that they can become graphs."""
+        return self.capture is not None and isinstance(modulations[0], tuple)
+
+    def _graphed(self, name: str, run: Callable[..., Any], x: Tensor, timestep: Tensor, given: Given, cache: DiTCache) -> Any:
+        """``run`` over a block: as a graph where there may be one, from the second time on that the cache sees such a pass."""
+        key = None if self.capture is None or given.rows is None else self._timestep_key(timestep, self.patch_embedding.weight)
+        if key is not None and cache.open(given.start, given.n).full and not (self.img_emb and cache.layers[0].image is None):
+            if cache.graphs is None or not cache.graphs.fits(self, cache):
+                cache.graphs = GraphedPasses(self, cache, self.capture())
+            try:
+                return cache.graphs.run((name, key), run, self, x, timestep, given, cache)
+            except NotCaptured as problem:
+                warnings.warn(f"played without CUDA graphs, {problem}", stacklevel=2)
+                self.capture = cache.graphs = None
+        return run(x, timestep, given, cache)
+
+    def keep_time(self, timestep: Tensor) -> object:
+        """Work out now what the passes at a timestep read of it, and return it. Only for one that `denoise` would keep."""
+        like = self.patch_embedding.weight
+        self._modulations(timestep, like)
+        return self._known_times[self._timestep_key(timestep, like)]
 
     def fuse(self) -> None:
         """Lay frozen weights out for playing: one product where several read the same. Names and values stay what they are.
@@ -234,7 +273,7 @@ class DiT(nn.Module):
             attend_tokens = plan.attend
         attend_mouse, attend_keyboard = partial(attention, mask=mask), partial(attention, mask=per_query)
         context = self._context(visual_context)
-        steerings = self._steerings(keyboard, mouse, time)
+        steerings = self.steerings(keyboard, mouse, time)
         attends = [
             Attend(attend_tokens, attend_mouse, attend_keyboard, None if context is None else layer.cross_attn.keys_values(context))
             for layer in self.blocks
@@ -280,7 +319,7 @@ class DiT(nn.Module):
             tokens = layer(tokens, modulation, steering, grid, time, attend)
         return self._unpatchify(self.head(tokens, head), x.shape[3] // down, x.shape[4] // right)
 
-    def _steerings(self, keyboard: Tensor, mouse: Tensor | None, time: Rotary) -> list[Steering | CondRows | None]:
+    def steerings(self, keyboard: Tensor, mouse: Tensor | None, time: Rotary) -> list[Steering | CondRows | None]:
         """What each action module makes of the rows; where weights may change, the rows themselves, for the layer to do it."""
         if not self.fused:
             return [(keyboard, mouse)] * len(self.blocks)

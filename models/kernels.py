@@ -17,6 +17,7 @@ HALF = (torch.bfloat16, torch.float16)
 # Where plain products beat torch's fused CPU kernel in half precision (torch 2.13, one core; measured in docs/PERFORMANCE.md).
 MANY_KEYS = (128, 1024)
 FEW_QUERIES = 8
+FEW_KEYS = 16  # for so few a GPU's fused kernels still work on whole tiles of 128
 SMALL = 1 << 18  # numbers in queries and in keys, up to which float32 is quicker where keys are few: its memory stays in the caches
 _plain_products = True
 
@@ -57,8 +58,15 @@ def by_hand(q: Tensor, k: Tensor) -> bool:
     return _plain_products and plays(q, *HALF) and quicker
 
 
+def spelled_out(q: Tensor, k: Tensor) -> bool:
+    """Whether `attend` spells attention out for a compiler to fuse: over time at each place, thousands of tiny ones, on a GPU."""
+    return _plain_products and q.is_cuda and q.shape[2] <= FEW_QUERIES and k.shape[2] <= FEW_KEYS
+
+
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """softmax(q k^T / sqrt(head_dim)) v; all [B, heads, tokens, head_dim]."""
+    if torch.compiler.is_dynamo_compiling() and spelled_out(q, k):
+        return in_sums(q, k, v)
     if not by_hand(q, k):
         return F.scaled_dot_product_attention(q, k, v)
     if k.shape[2] >= MANY_KEYS[0]:
@@ -68,6 +76,12 @@ def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     weights = scores.sub_(scores.amax(-1, keepdim=True)).exp_()  # torch's softmax takes three times as long for short rows
     sums = weights.sum(-1, keepdim=True)
     return torch.bmm(weights.to(kind), v.flatten(0, 1).to(kind)).div_(sums).to(v.dtype).view(*q.shape[:3], v.shape[-1])
+
+
+def in_sums(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """`attend` without a product of matrices, in float32. For a compiler: run as it is it makes large tensors."""
+    scores = (q.float()[:, :, :, None] * k.float()[:, :, None]).sum(-1) * q.shape[-1] ** -0.5  # [B, heads, query tokens, key tokens]
+    return (scores.softmax(-1)[..., None] * v.float()[:, :, None]).sum(3).to(v.dtype)
 
 
 def _small(q: Tensor, k: Tensor) -> bool:

@@ -9,12 +9,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property, partial
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from models import kernels
 from models.attention import Attend, KeyValue
+
+if TYPE_CHECKING:
+    from models.graphs import GraphedPasses
 
 
 @dataclass(frozen=True)
@@ -25,6 +29,11 @@ class Block:
     first: int  # oldest latent seen
     start: int
     n: int
+
+    @property
+    def full(self) -> bool:
+        """Whether every slot of the rings is seen."""
+        return self.start + self.n - self.first == self.window
 
     @cached_property
     def writes(self) -> list[tuple[int, int, int]]:
@@ -64,8 +73,7 @@ class KVRing:
 
     def attend_full(self, slots: Tensor, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """`attend` once the ring is full, in one shape for ever: ``slots`` `[n]`, on the ring's device, are those to write into."""
-        for ring, new in ((self.k, k), (self.v, v)):
-            ring.index_copy_(2, slots, new.unflatten(2, (-1, ring.shape[3])).to(ring.dtype))
+        self.write_full(slots, k, v)
         return kernels.attend(q, self.k.flatten(2, 3).to(q.dtype), self.v.flatten(2, 3).to(q.dtype))
 
     def write(self, block: Block, k: Tensor, v: Tensor) -> None:
@@ -74,6 +82,11 @@ class KVRing:
             latents = new.unflatten(2, (block.n, ring.shape[3]))
             for slot, i, count in block.writes:
                 ring[:, :, slot : slot + count].copy_(latents[:, :, i : i + count])
+
+    def write_full(self, slots: Tensor, k: Tensor, v: Tensor) -> None:
+        """`write` into ``slots`` `[n]` on the ring's device."""
+        for ring, new in ((self.k, k), (self.v, v)):
+            ring.index_copy_(2, slots, new.unflatten(2, (-1, ring.shape[3])).to(ring.dtype))
 
     @staticmethod
     def _seen(ring: Tensor, block: Block, new: Tensor) -> Tensor:
@@ -126,6 +139,7 @@ class DiTCache:
         self.window = window
         self.first = 0
         self.written = 0
+        self.graphs: GraphedPasses | None = None  # of passes over these rings, see `models.graphs`
 
     def open(self, start: int, n: int) -> Block:
         """Enter latents [start, start + n) into the books, for a pass that writes all rings.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.action import ActionModule, Steering
-from models.attention import Attend, CrossAttention, SelfAttention
+from models.attention import Attend, CrossAttention, KeyValue, SelfAttention
 from models.float8 import Float8Linear
 from models.kv_cache import Block, KVRing, LayerCache
 from models.linear import Linear, Packed, linear_gelu, standing_in
@@ -37,6 +37,23 @@ class Given:
     time: Rotary
     steerings: Sequence[Steering | CondRows | None]  # of each layer
     slots: Tensor  # of the rings, [n] on the device
+    rows: CondRows | None = None  # what the steerings are to be made of, where `models.graphs` may do that
+
+    def mapped(self, change: Callable[[Tensor], Tensor]) -> Given:
+        """The same with every tensor but the steerings' changed."""
+
+        def each(value: Rotary | CondRows | None) -> Any:
+            if isinstance(value, tuple):
+                return tuple(map(each, value))
+            return None if value is None else change(value)
+
+        return replace(self, grid=each(self.grid), time=each(self.time), slots=change(self.slots), rows=each(self.rows))
+
+    def tensors(self) -> list[Tensor]:
+        """Every tensor but the steerings'."""
+        found: list[Tensor] = []
+        self.mapped(lambda tensor: found.append(tensor) or tensor)
+        return found
 
 
 class Layer(nn.Module):
@@ -125,19 +142,29 @@ class Layer(nn.Module):
         modulation: Modulation | Tensor,
         given: Given,
         memory: LayerCache,
-        block: Block,
+        block: Block | None,
         steering: Steering | CondRows | None,
     ) -> None:
-        """Leave what `forward` would leave in the rings, and work out nothing else."""
+        """Leave what `forward` would leave in the rings, and work out nothing else.
+
+        No ``block``: the window is full, and the slots are found on the device.
+        """
+
+        def write(ring: KVRing, keys_values: KeyValue) -> None:
+            if block is None:
+                ring.write_full(given.slots, *keys_values)
+            else:
+                ring.write(block, *keys_values)
+
         grid, time = given.grid, given.time
         modulation, steering = self._own(modulation, steering, time, x.dtype)
         if memory.mouse is None:  # nothing that is remembered depends on this layer's output
-            memory.tokens.write(block, *self.self_attn.keys_values(modulate(x, modulation[0], modulation[1], self.eps), grid))
+            write(memory.tokens, self.self_attn.keys_values(modulate(x, modulation[0], modulation[1], self.eps), grid))
         else:
-            x = self._attended(x, modulation, grid, memory.attend(block))
-            memory.mouse.write(block, *self.action_model.mouse_keys_values(x, steering, time))
+            x = self._attended(x, modulation, grid, memory.attend_full(given.slots) if block is None else memory.attend(block))
+            write(memory.mouse, self.action_model.mouse_keys_values(x, steering, time))
         if memory.keyboard is not None:
-            memory.keyboard.write(block, steering.keys, steering.values)
+            write(memory.keyboard, (steering.keys, steering.values))
 
 
 class ImageProjection(nn.Module):

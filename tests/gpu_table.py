@@ -1,11 +1,11 @@
 """The whole table of speeds on a GPU in one run of under eight minutes, as JSON and as markdown.
 
-    python -m tests.gpu_table [--out FOLDER] [--seconds 450] [--device cuda] [--world universal]
+    python -m tests.gpu_table [--out FOLDER] [--seconds 450] [--device cuda] [--world universal] [--only ROW …] [--cache FOLDER]
 
 Every row is a process of its own (`reverie bench --json --random …`, so weights are random and nothing is downloaded), the checks
-are one together; the compiler's cache lies in a new folder: the first compiled row starts cold, the second one warm. No row may take
-more than its share. Rows that no longer fit into --seconds are left out and listed as such. Tried on a CPU at the smallest size by
-tests/test_gpu_table.py.
+are one together; the compiler's cache lies in a new folder (or in --cache, which is kept: for a table in several runs): the first
+compiled row starts cold, the second one warm. No row may take more than its share. Rows that no longer fit into --seconds are left out
+and listed as such. Tried on a CPU at the smallest size by tests/test_gpu_table.py.
 """
 
 from __future__ import annotations
@@ -98,6 +98,8 @@ def _child(words: list[str], seconds: float, cache: Path) -> tuple[str, str]:
         done = subprocess.run([sys.executable, *words], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=seconds)
     except subprocess.TimeoutExpired as late:
         return (late.stdout or b"").decode(errors="replace"), f"more than {seconds:.0f} s"
+    if done.returncode:
+        print(done.stderr[-3000:], file=sys.stderr)  # of which the table has the last line
     return done.stdout, (done.stderr.strip().splitlines() or ["no words"])[-1][:300] if done.returncode else ""
 
 
@@ -138,13 +140,19 @@ def _cells(row: dict[str, Any]) -> str:
     return f"{row['fps']:.1f} | {total['median']:.1f}, {total['p99']:.1f} | {reached} | {decode:.1f} | {first:.1f} | {peak:.1f}"
 
 
-def table(chosen: list[Row], place: Place, out: Path, seconds: float, own_process: bool = True) -> dict[str, dict[str, Any]]:
-    """Run the rows until ``seconds`` are over; write gpu_table.json and gpu_table.md into ``out`` after each of them."""
+def table(
+    chosen: list[Row], place: Place, out: Path, seconds: float, own_process: bool = True, kept: Path | None = None
+) -> dict[str, dict[str, Any]]:
+    """Run the rows until ``seconds`` are over; write gpu_table.json and gpu_table.md into ``out`` after each of them.
+
+    The compiler's cache lies in ``kept``, or nowhere afterwards.
+    """
     found: dict[str, dict[str, Any]] = {}
     end = time.perf_counter() + seconds
     out.mkdir(parents=True, exist_ok=True)
     # What was killed may have left workers of the compiler, which still write.
-    with tempfile.TemporaryDirectory(prefix="reverie-table-", ignore_cleanup_errors=True) as cache:
+    fresh = tempfile.TemporaryDirectory(prefix="reverie-table-", ignore_cleanup_errors=True)
+    with fresh if kept is None else contextlib.nullcontext(kept) as cache:
         for together, group in itertools.groupby(chosen, lambda row: bool(row.check) or row.name):
             rows = list(group)
             begun = time.perf_counter()
@@ -173,6 +181,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--world", default="universal")
     parser.add_argument("--blocks", type=int, default=1000, help="at most so many in each row")
+    parser.add_argument("--only", choices=[row.name for row in rows()], action="append", metavar="ROW", help="this row, by its name; again")
+    parser.add_argument("--cache", type=Path, help="folder of the compiler's cache, kept (a new one, thrown away)")
     parser.add_argument("--check", choices=CHECKS, action="append", help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     place = Place(args.world, args.device, args.dtype, args.blocks)
@@ -180,7 +190,8 @@ def main(argv: list[str] | None = None) -> int:
         for check in args.check:
             print(json.dumps(tried(check, place)), flush=True)
         return 0
-    found = table(rows(), place, args.out, args.seconds)
+    chosen = [row for row in rows() if args.only is None or row.name in args.only]
+    found = table(chosen, place, args.out, args.seconds, kept=args.cache)
     print((args.out / "gpu_table.md").read_text(encoding="utf-8"))
     return 0 if all("error" not in row for row in found.values()) else 1
 

@@ -38,7 +38,7 @@ def test_every_row_at_the_smallest(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert not here or found["window 6, float8"]["engine"]["linears"] == "float8"
     assert found["window 6, against the plain variant"]["ratio"] > 0
     exactness = found["bfloat16 against float32"]
-    assert len(exactness["eager_latents"]) == len(exactness["compiled_pictures"]) == 3 and exactness["within"] is True
+    assert len(exactness["eager_latents"]) == len(exactness["compiled_pictures"]) == 4 and exactness["within"] is True
     assert all(0 < error < 0.1 for name, errors in exactness.items() if name != "within" for error in errors)
     kernels = found["kernels in use"]
     assert kernels["attention"] == {"auto": "torch sdpa"} | dict.fromkeys(("tokens", "mouse", "keyboard"), "plain products")

@@ -207,7 +207,7 @@ class TrainingRun:
         folder.mkdir(parents=True, exist_ok=True)
         self.step, self.seconds = 0, 0.0
         self._mark = self._reported = time.monotonic()
-        self._sums: dict[str, float] = {}
+        self._sums: dict[str, float | Tensor] = {}
         self._count = 0
 
     @property
@@ -236,11 +236,11 @@ class TrainingRun:
         self._mark = now
         self.step += 1
         for name, value in losses.items():
-            self._sums[name] = self._sums.get(name, 0.0) + float(value)
+            self._sums[name] = self._sums.get(name, 0.0) + value  # read when they are reported: a GPU is not waited for at every step
         self._count += 1
         if now - self._reported < self.report_every:
             return False
-        means = {name: value / self._count for name, value in self._sums.items()}
+        means = {name: float(value) / self._count for name, value in self._sums.items()}
         line = {"step": self.step, "minutes": round(self.seconds / 60, 3), **{k: round(v, 6) for k, v in means.items()}}
         with open(self.folder / "log.jsonl", "a") as log:
             log.write(json.dumps(line) + "\n")

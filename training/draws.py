@@ -74,3 +74,14 @@ class BatchNoise:
     def noise(self, clock: BlockClock, step: int, shape: Sequence[int]) -> Tensor:
         """Noise [sessions, *shape[1:]] where one session would get ``shape`` [1, ...]."""
         return torch.cat([source.noise(clock, step, shape) for source in self.sources])
+
+
+class FreshNoise:
+    """Noise for ``count`` sessions side by side from the device's own stream: nothing has to wait for the host, and nothing comes twice."""
+
+    def __init__(self, count: int, device: torch.device) -> None:
+        self.count, self.device = count, device
+
+    def noise(self, clock: BlockClock, step: int, shape: Sequence[int]) -> Tensor:
+        """As `BatchNoise.noise`, on the device."""
+        return torch.randn(self.count, *shape[1:], device=self.device)

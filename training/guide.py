@@ -70,11 +70,11 @@ class PoseGuide(nn.Module):
     @contextmanager
     def fitting(self) -> Iterator[None]:
         """Whatever `loss` is asked of meanwhile, the head answers best, by least squares, from then on. It asks nothing of the network."""
-        many = self.read.in_features + 1
-        self._heard = torch.zeros(many, many, dtype=torch.float64), torch.zeros(many, FEATURES, dtype=torch.float64)
+        many, weight = self.read.in_features + 1, self.read.weight
+        self._heard = tuple(torch.zeros(many, n, dtype=torch.float64, device=weight.device) for n in (many, FEATURES))
         try:
             yield
-            squares, products = self._heard
+            squares, products = (part.cpu() for part in self._heard)
             if not squares[-1, -1]:
                 raise RuntimeError("the guide has heard nothing to be fitted to")
             small = RIDGE * squares.diagonal()[:-1].mean() * torch.eye(many, dtype=torch.float64)
@@ -94,8 +94,8 @@ class PoseGuide(nn.Module):
 
     @torch.no_grad()
     def _note(self, heard: Tensor, wanted: Tensor) -> None:
-        x = heard.flatten(0, 2).double().cpu()
-        y = wanted.expand(-1, -1, heard.shape[2], -1).flatten(0, 2).double().cpu()
+        x = heard.flatten(0, 2).double()
+        y = wanted.expand(-1, -1, heard.shape[2], -1).flatten(0, 2).double()
         x = torch.cat([x, x.new_ones(len(x), 1)], dim=1)
         self._heard[0].add_(x.T @ x), self._heard[1].add_(x.T @ y)
 

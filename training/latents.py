@@ -47,6 +47,9 @@ class Clips:
     def append(self, other: Clips) -> Clips:
         return joined([self, other])
 
+    def to(self, device: torch.device) -> Clips:
+        return Clips(**{f.name: getattr(self, f.name).to(device) for f in fields(self)})
+
     def oldest(self, count: int) -> Clips:
         kept = {f.name: getattr(self, f.name)[:count] for f in fields(self) if f.name != "settled"}
         return Clips(**kept, settled=self.settled)
@@ -160,9 +163,10 @@ class Windows:
 
 def condition_rows(rows: Tensor, first: Tensor, latents: int) -> Tensor:
     """Rows [B, F, K] cut per latent -> [B, T, 12, K]: latent t reads rows 4t-12 .. 4t-1, row 0 for negative ones (SPEC §2)."""
-    t = first[:, None, None] + torch.arange(latents)[None, :, None]
-    index = (4 * t - ROWS_PER_LATENT + torch.arange(ROWS_PER_LATENT)).clamp_min(0)  # [B, T, 12]
-    return rows[torch.arange(rows.shape[0])[:, None, None], index]
+    device = rows.device
+    t = first.to(device)[:, None, None] + torch.arange(latents, device=device)[None, :, None]
+    index = (4 * t - ROWS_PER_LATENT + torch.arange(ROWS_PER_LATENT, device=device)).clamp_min(0)  # [B, T, 12]
+    return rows[torch.arange(rows.shape[0], device=device)[:, None, None], index]
 
 
 def sample_windows(clips: Clips, batch: int, blocks: int, generator: torch.Generator, start_share: float = 0.35) -> Windows:
@@ -175,9 +179,11 @@ def sample_windows(clips: Clips, batch: int, blocks: int, generator: torch.Gener
 
 
 def cut_windows(clips: Clips, pick: Tensor, first: Tensor, length: int) -> Windows:
-    """The windows [first, first + length) of the picked clips; ``pick``, ``first`` [B] integers."""
-    t = first[:, None] + torch.arange(length)  # [B, T]
-    rows = torch.arange(len(pick))[:, None]
+    """The windows [first, first + length) of the picked clips, on the device where these are; ``pick``, ``first`` [B] integers."""
+    device = clips.latents.device
+    pick, first = pick.to(device), first.to(device)
+    t = first[:, None] + torch.arange(length, device=device)  # [B, T]
+    rows = torch.arange(len(pick), device=device)[:, None]
     latents = clips.latents[pick].transpose(1, 2)[rows, t].transpose(1, 2).float()  # [B, z, T, h, w]
     known = clips.condition[pick].transpose(1, 2)[rows, t.clamp_max(CONDITION_LATENTS - 1)]  # [B, T, z, h, w]
     known = torch.where((t < CONDITION_LATENTS)[:, :, None, None, None], known, clips.settled).transpose(1, 2).float()

@@ -124,6 +124,11 @@ def whole_state(module: nn.Module) -> dict[str, Tensor]:
     return {name: whole(tensor) for name, tensor in module.state_dict().items()}
 
 
+def gathered_state(module: nn.Module) -> dict[str, Tensor]:
+    """A module's state, whole, each tensor on the device where it is; what is not sharded is itself, no copy."""
+    return {name: (t.full_tensor() if isinstance(t, DTensor) else t).detach() for name, t in module.state_dict().items()}
+
+
 @torch.no_grad()
 def load_whole(module: nn.Module, state: dict[str, Tensor]) -> None:
     """Give a module, sharded or not, its whole state back."""

@@ -25,7 +25,7 @@ from models.dit import DiT
 from models.flow import FlowSchedule
 from training.common import Trainee, TrainingRun, working_dtype, working_precision
 from training.dataset import Batch
-from training.draws import BatchNoise
+from training.draws import FreshNoise
 from training.guide import FIT_BATCHES, Guides
 from training.latents import ClipMaker, Clips, Windows, cut_windows, joined, sample_windows
 from training.learner import NOT_HIDDEN as ADAMW
@@ -127,7 +127,7 @@ class TeacherForcing:
         """The window as the model itself plays it, but the last block, which nobody sees; a fifth of the windows as they are."""
         batch, blocks = len(given.latents), self.latents // BLOCK
         begins = torch.multinomial(torch.tensor(BEGINS[: len(self.sigmas)]), blocks - 1, replacement=True).tolist()
-        noise = BatchNoise(torch.randint(2**62, (batch,)).tolist())
+        noise = FreshNoise(batch, self.device)
         kept = torch.rand(batch, 1, 1, 1, 1, device=self.device) < 0.2
         return torch.where(kept, given.latents, self.resampler(given, begins, noise))
 
@@ -159,7 +159,7 @@ def main() -> None:
     parser.add_argument("--draw", type=int, default=2, help="start pictures of a batch of new clips, which has two clips of each")
     parser.add_argument("--pool", type=int, default=20000, help="only the newest so many clips are kept: each is seen equally often")
     parser.add_argument("--feed", type=Path, help="folder that training.make_clips fills: clips come from there, none are made here")
-    parser.add_argument("--starts", type=Path, help="folder of clips of one block (make_clips --blocks 1): first blocks, learned besides")
+    parser.add_argument("--starts", type=Path, help="folder that make_clips --blocks 1 fills: first blocks, learned besides")
     parser.add_argument("--starts-batch", type=int, default=16, help="of them beside each step's windows")
     parser.add_argument("--seed", type=int, default=0, help="0 to 80: other walks, other noise")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -167,7 +167,7 @@ def main() -> None:
     parser.add_argument("--start-from", type=Path, help="a run's folder, its last.pt, or exported safetensors")
     args = parser.parse_args()
     feed = None if args.feed is None else open_feed(parser, "--feed", args.feed)
-    starts = None if args.starts is None else joined(open_feed(parser, "--starts", args.starts).new())
+    starts_feed = None if args.starts is None else open_feed(parser, "--starts", args.starts)
     if args.starts_batch < 1:
         parser.error(f"--starts-batch {args.starts_batch}: at least 1")
     try:
@@ -179,6 +179,7 @@ def main() -> None:
     if len(args.steps) < 2:
         parser.error(f"--steps {args.steps[0]}: name two levels or more")
     device = torch.device(args.device)
+    starts = None if starts_feed is None else joined(starts_feed.new()).to(device)
     run = TrainingRun(args.out, args.minutes)
     torch.manual_seed(0)  # of the fresh weights
     dit = garden_dit().to(device)
@@ -193,7 +194,7 @@ def main() -> None:
     print(f"{sum(p.numel() for p in dit.parameters()) / 1e6:.2f} M parameters", flush=True)
     stored = args.out / "clips.safetensors"
     if feed is not None:
-        clips = joined(feed.new()).newest(args.pool)
+        clips = joined(feed.new()).newest(args.pool).to(device)  # windows are cut where the model is
     else:
         maker = ClipMaker(load_garden_vae(args.vae).to(device), 5000 + seed, device, not args.no_compile, args.idle)
         clips = Clips.load(stored) if stored.exists() else maker.make(2)
@@ -210,6 +211,11 @@ def main() -> None:
     )
     level_weights = torch.tensor([0.6] + [0.4 / (len(args.steps) - 1)] * (len(args.steps) - 1))
 
+    def begin() -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss of first blocks. So little work that on a GPU it is not worth compiling the layers for once more: a minute."""
+        with torch.compiler.set_stance("force_eager" if device.type == "cuda" else "default"):
+            return first(draw_starts(), level_weights)
+
     def draw_starts() -> Windows:
         pick = torch.randint(len(starts), (args.starts_batch,), generator=generator)
         return cut_windows(starts, pick, torch.zeros_like(pick), BLOCK)
@@ -220,7 +226,7 @@ def main() -> None:
             for _ in range(FIT_BATCHES):
                 forcing(sample_windows(clips, args.batch, args.blocks, generator), level_weights)
                 if starts is not None:
-                    first(draw_starts(), level_weights)
+                    begin()
     run.exclude_pause()
 
     def save() -> None:
@@ -231,15 +237,16 @@ def main() -> None:
     reports = 0
     while run.progress < 1:
         if feed is not None:
-            clips = joined([clips, *feed.new()]).newest(args.pool)
+            clips = joined([clips, *(part.to(device) for part in feed.new())]).newest(args.pool)
         elif run.step % args.grow_every == 0:
             clips = clips.append(maker.make(args.draw)).newest(args.pool)
         grown = 1.0 if args.resampling_at_once else min(1.0, 2 * max(0.0, run.progress - args.resampling_from))
         forcing.resampling = args.resampling * grown
         loss, report = forcing(sample_windows(clips, args.batch, args.blocks, generator), level_weights)
         loss.backward()
-        if starts is not None:
-            begun, told = first(draw_starts(), level_weights)
+        if starts_feed is not None:
+            starts = joined([starts, *(part.to(device) for part in starts_feed.new())])
+            begun, told = begin()
             begun.backward()
             report |= {"starts": begun.detach(), "their pose": told["pose"]}
         trainee.step()

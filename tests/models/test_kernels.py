@@ -92,3 +92,24 @@ def test_attention_by_hand_is_the_formula(dtype: torch.dtype, queries: int, keys
         ours = kernels.attend(q, k, v)
         assert ours.dtype == dtype
         torch.testing.assert_close(ours.double(), theirs, atol=0.02, rtol=0.02)
+
+
+@torch.inference_mode()
+def test_attention_spelled_out_for_a_compiler() -> None:
+    """Only where keys and queries are few, and only on a GPU."""
+    generator = torch.Generator().manual_seed(5)
+    q, k, v = (torch.randn(2, 24, n, 16, generator=generator) for n in (3, 15, 15))
+    torch.testing.assert_close(kernels.in_sums(q, k, v), torch.nn.functional.scaled_dot_product_attention(q, k, v))
+    half = kernels.in_sums(q.bfloat16(), k.bfloat16(), v.bfloat16())
+    assert half.dtype == torch.bfloat16
+    torch.testing.assert_close(half.float(), kernels.in_sums(q, k, v), atol=0.03, rtol=0.03)
+    assert not kernels.spelled_out(q, k)
+
+    class Elsewhere:
+        """A tensor's shape on a GPU."""
+
+        def __init__(self, tokens: int) -> None:
+            self.shape, self.is_cuda = (2, 24, tokens, 16), True
+
+    assert kernels.spelled_out(Elsewhere(3), Elsewhere(15))
+    assert not kernels.spelled_out(Elsewhere(3), Elsewhere(17)) and not kernels.spelled_out(Elsewhere(2640), Elsewhere(15))

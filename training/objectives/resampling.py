@@ -22,7 +22,7 @@ from engine.clock import BlockClock
 from engine.sampler import BlockSampler, NoiseSource
 from models.dit import DiT
 from training.dataset import Batch
-from training.parallel import whole_state
+from training.parallel import gathered_state
 
 
 class Resampler:
@@ -42,7 +42,7 @@ class Resampler:
         middle of a session is left as it is too: nothing told the model what came before it.
         """
         player, model = self._player, self.dit.config
-        player.load_state_dict(whole_state(self.dit))
+        player.load_state_dict(gathered_state(self.dit))
         sampler = BlockSampler(player, *self._sampling)
         height, width = (batch.latents.shape[3 + i] // model.patch_size[1 + i] for i in range(2))
         cache = player.new_cache(batch.latents.shape[0], height, width, batch.latents.device, self.dtype)
