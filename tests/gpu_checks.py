@@ -131,21 +131,22 @@ def host_reads(place: Place) -> dict[str, Any]:
 
 
 def kernels(place: Place) -> dict[str, Any]:
-    """The kernels that take most of a block's time, in milliseconds; what every choice of attention comes to."""
+    """The kernels that take most of a block's time, in milliseconds, the window full; what every choice of attention comes to then."""
     from torch.autograd import DeviceType
     from torch.profiler import profile
 
-    from engine import Action, World, WorldError
+    from engine import Action, WorldError
     from engine.attention import KERNELS, choose_attention
     from engine.device import synchronize
     from engine.session import Session
 
-    world = World.untrained(place.world, place.device, place.dtype)
-    world.warm_up()
+    world = _world(place, place.dtype, window=6)
     session = Session(world, 0, world.random_start(), rewind_mb=0)
-    session.step(Action())
+    for _ in range(4):
+        session.step(Action())
     with profile() as seen:
         session.step(Action())
+        synchronize(world.device)
     on_gpu = world.device.type == "cuda"
     time_of = (lambda event: event.self_device_time_total) if on_gpu else (lambda event: event.self_cpu_time_total)
     events = [event for event in seen.key_averages() if not on_gpu or event.device_type != DeviceType.CPU]  # whose calls carry it once more
@@ -158,7 +159,8 @@ def kernels(place: Place) -> dict[str, Any]:
         except WorldError as refused:
             found[f"attention {name}"] = str(refused)
             continue
-        for _ in range(2):  # the first one makes plans
+        session._cache.graphs = None  # they hold the kernels they were made with
+        for _ in range(4):  # the first one makes plans, the second one graphs
             begun = time.perf_counter()
             session.imagine_only(Action())
             synchronize(world.device)

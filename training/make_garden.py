@@ -12,7 +12,7 @@ learn to draw again, for two hours (docs/GARDEN.md). The same command again goes
 need be. What it makes is a world: `python play.py --world runs/garden/garden.yaml`. Its weights are in files of at most 16 MiB; what a
 stage keeps for itself, such as `last.pt` with its averages and the optimiser's numbers, is larger.
 
-The budgets for a GPU are a plan: no GPU has run them yet.
+Of what is set for a GPU, clips, starts and forcing have been run on one (an H200, for minutes: docs/GARDEN.md); the rest is a plan.
 """
 
 from __future__ import annotations
@@ -48,17 +48,17 @@ OPTIONS = {
     "cuda": {
         "vae": "--batch 16 --frames 13",
         "streams": "--batch 4 --frames 41 --lr 5e-4 --no-compile",
-        "clips": "--idle 0.12 --turning 0.1 --draw 16 --shard 64 --no-compile",
-        "starts": "--idle 0.08 --blocks 1 --walks 1 --draw 64 --shard 2048 --no-compile",
+        "clips": "--idle 0.1 --turning 0.3 --draw 32 --shard 128 --no-compile",
+        "starts": "--idle 0.08 --blocks 1 --walks 1 --draw 128 --shard 1024 --no-compile",
         "places": "--batch 64",
-        "forcing": "--batch 64 --resampling 0.7 --starts-batch 128",
+        "forcing": "--batch 160 --blocks 6 --starts-batch 160 --resampling 0.7 --context-noise 0.2",
         "rollout": "--batch 48 --pool 4000 --grow-every 1 --draw 6 --first-horizon 3 --idle 0.2",
         "decoder": "",
     },
 }
-TRAINED = {  # for weights that know the garden: what those from nothing learn at, they only shake at; on a GPU not tried
+TRAINED = {  # for weights that know the garden: what those from nothing learn at, they only shake at
     "cpu": ("--lr", "5e-4", "--robust", "0.03"),
-    "cuda": ("--lr", "1e-3", "--robust", "0.03"),
+    "cuda": ("--lr", "1.2e-3", "--robust", "0.05"),
 }
 USED_TO = ("--resampling-at-once", "--slow-looking", "0.5")  # and for those that have learned where they stand and seen what they make
 PLACED = ("--guidance", "1", "--slow-looking", "0.25", "--resampling-from", "0.2")  # after places: to forget nothing, to draw first
