@@ -152,7 +152,7 @@ def benchmark(
         startup=dict(startup or {}),
         peak_bytes=peak_memory(world.device),
         machine=describe_machine(world.device),
-        engine=world.describe() | {"overlap": overlap},
+        engine=world.describe() | {"overlap": overlap} | ({"graphs": session.graphed} if world.device.type == "cuda" else {}),
     )
 
 

@@ -55,8 +55,11 @@ def _numbers(module: nn.Module) -> int:
 def free_bytes(device: str) -> int | None:
     """Memory that is free on ``device`` ("cpu", "cuda" …); of a container as much as it may still have. None where nobody tells."""
     if device.startswith("cuda"):
-        free, _ = torch.cuda.mem_get_info(torch.device(device))
-        return free + torch.cuda.memory_reserved(torch.device(device)) - torch.cuda.memory_allocated(torch.device(device))
+        place = torch.device(device)
+        free, _ = torch.cuda.mem_get_info(place)
+        kept = [part for part in torch.cuda.memory_snapshot() if part["device"] == (place.index or 0)]
+        # What graphs keep for themselves serves nobody else.
+        return free + sum(part["total_size"] - part["allocated_size"] for part in kept if tuple(part["segment_pool_id"]) == (0, 0))
     found = [free for free in (_meminfo(), _cgroup()) if free is not None]
     return min(found, default=None)
 

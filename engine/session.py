@@ -132,8 +132,7 @@ class Session:
         The pictures come before the clean pass, unless that is queued on a GPU in a moment, as graphs and compiled layers are: then the
         host does so while it would wait for them. Stages that are measured one by one come one by one.
         """
-        quick = self.world.compiled or self.world.dit.capture is not None
-        queued = self._queues and quick and not watch.devices
+        queued = self._queues and (self.world.compiled or self._cache.graphed) and not watch.devices
         latents = self._denoise(condition, windows, watch)
         if queued:
             coming = Arriving(to_bytes(self._decode(latents, watch)))
@@ -358,6 +357,11 @@ class Session:
     def start(self) -> StartCondition:
         """What the start picture has become; another session may begin from it."""
         return self._start
+
+    @property
+    def graphed(self) -> bool:
+        """Whether the transformer's passes are CUDA graphs by now (`models.graphs`)."""
+        return self._cache.graphed
 
     @property
     def rewindable(self) -> int:

@@ -229,8 +229,6 @@ class World:
             "attention": f"{self.attention.name}, {self.attention}",
             "attention of": attentions_of(self.config, self.device, self.dtype, self.compiled),
         }
-        if self.device.type == "cuda":
-            found["graphs"] = self.dit.capture is not None
         return found | ({} if self.decode_device == self.device else {"decode_device": str(self.decode_device)})
 
     def start_pixels(self, start: Picture | None = None) -> np.ndarray:

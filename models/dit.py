@@ -107,6 +107,7 @@ class DiT(nn.Module):
         self.body: Callable[..., Tensor] | None = None  # the compiled layers, see `compile`
         self.capture: Callable[[], Capture] | None = None  # how passes over a full window become graphs, see `models.graphs`
         self.recordings: Recordings | None = None  # of the layers, see `record`
+        self.layout = object()  # another one whenever weights are laid out, and lie elsewhere
         self._initialise()
 
     def forward(
@@ -209,16 +210,16 @@ class DiT(nn.Module):
 
     def _graphed(self, name: str, run: Callable[..., Any], x: Tensor, timestep: Tensor, given: Given, cache: DiTCache) -> Any:
         """``run`` over a block: as a graph where there may be one, from the second time on that the cache sees such a pass."""
-        key = None if self.capture is None or given.rows is None else self._timestep_key(timestep, self.patch_embedding.weight)
-        if key is not None and cache.open(given.start, given.n).full and not (self.img_emb and cache.layers[0].image is None):
-            if cache.graphs is None or not cache.graphs.fits(self, cache):
-                cache.graphs = GraphedPasses(self, cache, self.capture())
-            try:
-                return cache.graphs.run((name, key), run, self, x, timestep, given, cache)
-            except NotCaptured as problem:
-                warnings.warn(f"played without CUDA graphs, {problem}", stacklevel=2)
-                self.capture = cache.graphs = None
-        return run(x, timestep, given, cache)
+        key = None if given.rows is None else self._timestep_key(timestep, self.patch_embedding.weight)
+        if key is None or not cache.open(given.start, given.n).full or (self.img_emb and cache.layers[0].image is None):
+            return run(x, timestep, given, cache)
+        if cache.graphs is None or not cache.graphs.fits(self, cache):
+            cache.graphs = GraphedPasses(self, cache, self.capture())
+        try:
+            return cache.graphs.run((name, key), run, self, x, timestep, given, cache)
+        except NotCaptured as problem:
+            warnings.warn(f"played without CUDA graphs, {problem}", stacklevel=2)
+        return cache.graphs.run((name, key), run, self, x, timestep, given, cache)
 
     def keep_time(self, timestep: Tensor) -> object:
         """Work out now what the passes at a timestep read of it, and return it. Only for one that `denoise` would keep."""
@@ -370,6 +371,7 @@ class DiT(nn.Module):
         return found
 
     def _forget_recordings(self) -> None:
+        self.layout = object()
         if self.recordings is not None:
             self.recordings.clear()
 

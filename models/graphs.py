@@ -11,7 +11,9 @@ every action module is worked out, by a graph too; before each pass its latents.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -35,7 +37,7 @@ class CudaCapture:
 
     def __init__(self, device: torch.device) -> None:
         self._pool = torch.cuda.graph_pool_handle()
-        self._stream = torch.cuda.Stream(device)
+        self._stream = _stream(device)
 
     def __call__(self, run: Callable[[], Any]) -> tuple[Callable[[], None], Any]:
         graph, outer = torch.cuda.CUDAGraph(), torch.cuda.current_stream(self._stream.device)
@@ -45,10 +47,19 @@ class CudaCapture:
             graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
             try:
                 made = run()
-            finally:
-                graph.capture_end()
+            except BaseException:
+                with suppress(Exception):  # of a capture that is broken already: what broke it is to be told
+                    graph.capture_end()
+                raise
+            graph.capture_end()
         outer.wait_stream(self._stream)
         return graph.replay, made
+
+
+@cache
+def _stream(device: torch.device) -> torch.cuda.Stream:
+    """The one that everything is captured on: cuBLAS keeps memory for every stream it has seen."""
+    return torch.cuda.Stream(device)
 
 
 class NotCaptured(Exception):
@@ -66,27 +77,35 @@ class GraphedPasses:
     """The passes of ``dit`` over full windows of one cache. Not for two threads at once."""
 
     def __init__(self, dit: DiT, cache: DiTCache, capture: Capture) -> None:
-        self._body, self._addresses, self._capture = dit.body, _addresses(cache), capture
+        self._body, self._layout, self._addresses, self._capture = dit.body, dit.layout, _addresses(cache), capture
         self._passes: dict[object, _Pass | None] = {}
         self._x: Tensor | None = None
         self._given: Given | None = None  # at addresses of its own
         self._steer: Callable[[], None] | None = None
         self._loaded: Given | None = None  # whose copy that is
+        self._refused = False
+
+    @property
+    def replaying(self) -> bool:
+        """Whether a pass has become a graph."""
+        return any(found is not None for found in self._passes.values())
 
     def fits(self, dit: DiT, cache: DiTCache) -> bool:
-        """Whether layers and rings still are those that were captured."""
-        return self._body is dit.body and self._addresses == _addresses(cache)
+        """Whether layers, weights and rings still are those that were captured."""
+        return self._body is dit.body and self._layout is dit.layout and self._addresses == _addresses(cache)
 
     def run(
         self, name: object, run: Callable[..., Tensor | None], dit: DiT, x: Tensor, timestep: Tensor, given: Given, cache: DiTCache
     ) -> Tensor | None:  # fmt: skip
         """What ``run(x, timestep, given, cache)`` would do and return. The first pass of a name is run as it is: libraries and the
-        compiler do things at their first call that no graph can hold. The second is captured. Raises NotCaptured.
+        compiler do things at their first call that no graph can hold. The second is captured. Raises NotCaptured; called again, it runs
+        every pass as it is from then on.
         """
-        if name not in self._passes:
-            self._passes[name] = None
+        if self._refused or name not in self._passes:
             # Steered as a graph is: of rows the compiler would make other layers, and these in the middle of the capture.
-            return run(x, timestep, replace(given, steerings=dit.steerings(*given.rows, given.time)), cache)
+            made = run(x, timestep, replace(given, steerings=dit.steerings(*given.rows, given.time)), cache)
+            self._passes.setdefault(name)  # now that it has gone well
+            return made
         self._load(dit, given)
         if self._x is None:
             self._x = x.clone()
@@ -117,6 +136,8 @@ class GraphedPasses:
         try:
             return self._capture(run)
         except Exception as error:  # of many kinds: of the driver's, of a library's that asks the device something meanwhile
+            self._refused = True
+            self._passes.clear()
             raise NotCaptured(f"which cannot be captured here: {one_line(error, 200)}") from error
 
 

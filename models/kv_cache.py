@@ -141,6 +141,11 @@ class DiTCache:
         self.written = 0
         self.graphs: GraphedPasses | None = None  # of passes over these rings, see `models.graphs`
 
+    @property
+    def graphed(self) -> bool:
+        """Whether passes over these rings are replayed as graphs."""
+        return self.graphs is not None and self.graphs.replaying
+
     def open(self, start: int, n: int) -> Block:
         """Enter latents [start, start + n) into the books, for a pass that writes all rings.
 

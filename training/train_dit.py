@@ -36,6 +36,7 @@ from training.objectives.view import View
 from training.train_vae import load_garden_vae
 
 STEPS = load_config("garden").sampler.steps
+STARTS_KEPT = 100_000  # first blocks: 2 GB
 LAST_NOISE = 0.5  # of the last level, as it is learned: without any, what is to be found would stand in the question
 BLOCK = 3
 BEGINS = (0.5, 0.3, 0.2)  # how often a block of the past is played from the first, second, third pass on
@@ -245,7 +246,7 @@ def main() -> None:
         loss, report = forcing(sample_windows(clips, args.batch, args.blocks, generator), level_weights)
         loss.backward()
         if starts_feed is not None:
-            starts = joined([starts, *(part.to(device) for part in starts_feed.new())])
+            starts = joined([starts, *(part.to(device) for part in starts_feed.new())]).newest(STARTS_KEPT)
             begun, told = begin()
             begun.backward()
             report |= {"starts": begun.detach(), "their pose": told["pose"]}
