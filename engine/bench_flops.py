@@ -11,7 +11,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from engine.config import WorldConfig
 from models.checkpoint import build_empty
-from models.dit import DiT, DiTConfig
+from models.dit import DiT
+from models.dit_config import DiTConfig
 from models.taehv import TAEHV, TAEHVConfig
 from models.vae import VAE, VAEConfig
 

@@ -14,7 +14,7 @@ from engine.actions import ActionSpace
 from engine.clock import BlockClock
 from engine.conditioning import HISTORY
 from engine.worldfile import Layer, asset_folder, config_folder, layer_of, merged, nested, read_layers
-from models.dit import DiTConfig
+from models.dit_config import DiTConfig
 from models.errors import WorldError, one_line
 from models.float8 import SIDES
 from models.flow import FlowSchedule

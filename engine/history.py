@@ -72,6 +72,14 @@ class History:
         """How many blocks can be taken back."""
         return len(self._undos) - self._spent
 
+    def why_not(self) -> str:
+        """Why no more blocks can be taken back than `len`."""
+        if self.budget <= 0:
+            return "rewinding is turned off (--rewind-mb 0)"
+        if self.needed > self.budget:
+            return f"one block takes {self.needed / 1e6:.0f} MB to take back, --rewind-mb allows {self.budget / 1e6:.0f}"
+        return f"{len(self)} are kept (--rewind-mb {self.budget / 1e6:.0f})"
+
     def clear(self) -> None:
         self._undos.clear()
         self._spent = self.nbytes = 0

@@ -57,7 +57,8 @@ def free_bytes(device: str) -> int | None:
     if device.startswith("cuda"):
         place = torch.device(device)
         free, _ = torch.cuda.mem_get_info(place)
-        kept = [part for part in torch.cuda.memory_snapshot() if part["device"] == (place.index or 0)]
+        number = torch.cuda.current_device() if place.index is None else place.index
+        kept = [part for part in torch.cuda.memory_snapshot() if part["device"] == number]
         # What graphs keep for themselves serves nobody else.
         return free + sum(part["total_size"] - part["allocated_size"] for part in kept if tuple(part["segment_pool_id"]) == (0, 0))
     found = [free for free in (_meminfo(), _cgroup()) if free is not None]

@@ -376,7 +376,7 @@ class Session:
         """
         history = self._history
         if not 1 <= blocks <= len(history):
-            raise WorldError(f"cannot rewind {blocks} blocks: {self._why_not()}")
+            raise WorldError(f"cannot rewind {blocks} blocks: {history.why_not()}")
         undo, decoder = history.back(blocks), history.decoder(blocks, self.world.decoder, self.world.decode_device)
         history.put_back(blocks, self._cache)
         self._book(undo.clock)
@@ -384,14 +384,6 @@ class Session:
         self._decoder, self.last_frame = decoder, undo.last_frame
         self.clock = replace(undo.clock, epoch=self.clock.epoch + 1)
         self.timings = {}
-
-    def _why_not(self) -> str:
-        history = self._history
-        if history.budget <= 0:
-            return "rewinding is turned off (--rewind-mb 0)"
-        if history.needed > history.budget:
-            return f"one block takes {history.needed / 1e6:.0f} MB to take back, --rewind-mb allows {history.budget / 1e6:.0f}"
-        return f"{len(history)} are kept (--rewind-mb {history.budget / 1e6:.0f})"
 
 
 def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -10,9 +10,7 @@ from __future__ import annotations
 
 import copy
 import math
-import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -21,71 +19,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models import layers, linear
-from models.action import ActionConfig, ActionModule, Steering
+from models.action import ActionModule, Steering
 from models.attention import Attend, MaskPlan, SelfAttention, attention
 from models.compiled import compiled
-from models.graphs import Capture, GraphedPasses, NotCaptured
+from models.dit_config import DiTConfig
+from models.graphs import Capture, GraphedPasses
 from models.kv_cache import DiTCache, KVRing, LayerCache
 from models.layers import CondRows, Given, Head, ImageProjection, Layer, Modulation, timestep_embedding, uniform
 from models.recorded import Recordings, recordable
-from models.rope import Rotary, axis_split, prepare_rotary, rotary_grid, rotary_time
+from models.rope import Rotary, prepare_rotary, rotary_grid, rotary_time
 from models.transfer import send
 
 MODULATIONS = 32  # timesteps whose modulation is kept
-
-
-@dataclass(frozen=True)
-class DiTConfig:
-    """Sizes of the denoiser; the defaults are the published universal mode with this runtime's window of 15 latents.
-
-    ``img_dim`` 0 builds a model without image tokens. ``prediction`` says what the output means to the sampler: velocity or x0.
-    """
-
-    dim: int = 1536
-    ffn_dim: int = 8960
-    freq_dim: int = 256
-    num_heads: int = 12
-    num_layers: int = 30
-    in_dim: int = 36
-    out_dim: int = 16
-    patch_size: tuple[int, int, int] = (1, 2, 2)
-    eps: float = 1e-6
-    local_attn_size: int = 15
-    num_frame_per_block: int = 3
-    img_dim: int = 1280
-    action: ActionConfig = field(default_factory=ActionConfig)
-    prediction: str = "velocity"
-
-    def __post_init__(self) -> None:
-        if self.dim % self.num_heads:
-            raise ValueError(f"dim {self.dim} does not divide into {self.num_heads} heads")
-        axis_split(self.head_dim)
-        if self.freq_dim % 2:
-            raise ValueError(f"freq_dim {self.freq_dim} must be even")
-        if self.patch_size[0] != 1:
-            raise ValueError(f"patch_size {self.patch_size} must be 1 in time: a latent is the unit of the clock")
-        if self.local_attn_size < self.num_frame_per_block:
-            raise ValueError(f"local_attn_size {self.local_attn_size} is smaller than a block of {self.num_frame_per_block} latents")
-        if any(not 0 <= i < self.num_layers for i in self.action.blocks):
-            raise ValueError(f"action blocks {self.action.blocks} must lie within the {self.num_layers} layers")
-        if self.prediction not in ("velocity", "x0"):
-            raise ValueError(f"prediction must be 'velocity' or 'x0', got {self.prediction!r}")
-
-    @property
-    def head_dim(self) -> int:
-        return self.dim // self.num_heads
-
-    @classmethod
-    def from_name(cls, name: str) -> DiTConfig:
-        """A published mode: "universal", "gta_drive" or "templerun"."""
-        actions = {
-            "universal": ActionConfig(keyboard_dim=4),
-            "gta_drive": ActionConfig(keyboard_dim=2),
-            "templerun": ActionConfig(keyboard_dim=7, mouse_dim=0),
-        }
-        if name not in actions:
-            raise ValueError(f"unknown published mode {name!r}: choose one of {', '.join(actions)}")
-        return cls(action=actions[name])
 
 
 class DiT(nn.Module):
@@ -215,10 +160,6 @@ class DiT(nn.Module):
             return run(x, timestep, given, cache)
         if cache.graphs is None or not cache.graphs.fits(self, cache):
             cache.graphs = GraphedPasses(self, cache, self.capture())
-        try:
-            return cache.graphs.run((name, key), run, self, x, timestep, given, cache)
-        except NotCaptured as problem:
-            warnings.warn(f"played without CUDA graphs, {problem}", stacklevel=2)
         return cache.graphs.run((name, key), run, self, x, timestep, given, cache)
 
     def keep_time(self, timestep: Tensor) -> object:

@@ -10,6 +10,7 @@ every action module is worked out, by a graph too; before each pass its latents.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -74,7 +75,11 @@ class _Pass:
 
 
 class GraphedPasses:
-    """The passes of ``dit`` over full windows of one cache. Not for two threads at once."""
+    """The passes of ``dit`` over full windows of one cache. Not for two threads at once.
+
+    A pass is known by its ``name``: what it does and at which timestep. Its latents ``x`` are [B, in_dim, n, h, w], its output [B, out_dim,
+    n, h, w], or none. Rings, and nothing else of the caller's, are written.
+    """
 
     def __init__(self, dit: DiT, cache: DiTCache, capture: Capture) -> None:
         self._body, self._layout, self._addresses, self._capture = dit.body, dit.layout, _addresses(cache), capture
@@ -98,14 +103,25 @@ class GraphedPasses:
         self, name: object, run: Callable[..., Tensor | None], dit: DiT, x: Tensor, timestep: Tensor, given: Given, cache: DiTCache
     ) -> Tensor | None:  # fmt: skip
         """What ``run(x, timestep, given, cache)`` would do and return. The first pass of a name is run as it is: libraries and the
-        compiler do things at their first call that no graph can hold. The second is captured. Raises NotCaptured; called again, it runs
-        every pass as it is from then on.
+        compiler do things at their first call that no graph can hold. The second is captured; where that fails, a warning says so, once,
+        and every pass is run as it is from then on.
         """
-        if self._refused or name not in self._passes:
-            # Steered as a graph is: of rows the compiler would make other layers, and these in the middle of the capture.
-            made = run(x, timestep, replace(given, steerings=dit.steerings(*given.rows, given.time)), cache)
-            self._passes.setdefault(name)  # now that it has gone well
-            return made
+        if not self._refused and name in self._passes:
+            try:
+                return self._replayed(name, run, dit, x, timestep, given, cache)
+            except NotCaptured as problem:
+                warnings.warn(f"played without CUDA graphs, {problem}", stacklevel=2)
+                self._refused = True
+                self._passes.clear()
+        # Steered as a graph is: of rows the compiler would make other layers, and these in the middle of the capture.
+        made = run(x, timestep, replace(given, steerings=dit.steerings(*given.rows, given.time)), cache)
+        self._passes.setdefault(name)  # now that it has gone well
+        return made
+
+    def _replayed(
+        self, name: object, run: Callable[..., Tensor | None], dit: DiT, x: Tensor, timestep: Tensor, given: Given, cache: DiTCache
+    ) -> Tensor | None:  # fmt: skip
+        """The pass as a graph, captured if it is none yet; its output a new tensor. Raises NotCaptured, and has done nothing then."""
         self._load(dit, given)
         if self._x is None:
             self._x = x.clone()
@@ -136,8 +152,6 @@ class GraphedPasses:
         try:
             return self._capture(run)
         except Exception as error:  # of many kinds: of the driver's, of a library's that asks the device something meanwhile
-            self._refused = True
-            self._passes.clear()
             raise NotCaptured(f"which cannot be captured here: {one_line(error, 200)}") from error
 
 

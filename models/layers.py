@@ -21,7 +21,7 @@ from models.recorded import Recordings, play
 from models.rope import Rotary
 
 if TYPE_CHECKING:
-    from models.dit import DiTConfig
+    from models.dit_config import DiTConfig
 
 Modulation = tuple[Tensor, ...]  # (shift, scale, gate) twice in a layer, (shift, scale) in the head
 CondRows = tuple[Tensor, Tensor | None]  # keyboard and mouse rows, cut per latent

@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from models.dit import DiTConfig
+from models.dit_config import DiTConfig
 
 Shapes = Mapping[str, Sequence[int]]
 REPOSITORY = "Skywork/Matrix-Game-2.0"

@@ -48,6 +48,7 @@ class Clips:
         return joined([self, other])
 
     def to(self, device: torch.device) -> Clips:
+        """The same on ``device``: windows are cut where the clips are."""
         return Clips(**{f.name: getattr(self, f.name).to(device) for f in fields(self)})
 
     def oldest(self, count: int) -> Clips:
