@@ -21,6 +21,7 @@ from training.draws import BatchNoise
 from training.guide import FIT_BATCHES, Guides, PoseGuide
 from training.latents import CLIP_BLOCKS, CLIP_LATENTS, ClipMaker, Clips, Windows, cut_windows, joined
 from training.make_clips import open_feed
+from training.objectives.forcing import robust
 from training.objectives.rollout import Rollout as SelfForcing
 from training.plan import RolloutSettings
 from training.train_dit import ADAMW, BLOCK, STEPS, as_batch, garden_dit
@@ -30,8 +31,8 @@ from training.train_vae import load_garden_vae
 class Rollout:
     """Plays windows block by block with gradients: the error of x0 against the truth, and ``guidance`` times that of the pose."""
 
-    def __init__(self, dit: DiT, device: torch.device, guide: PoseGuide | None = None, guidance: float = 0.0) -> None:
-        self.device, self.guide, self.guidance = device, guide, guidance
+    def __init__(self, dit: DiT, device: torch.device, guide: PoseGuide | None = None, guidance: float = 0.0, scale: float = 0.0) -> None:
+        self.device, self.guide, self.guidance, self.scale = device, guide, guidance, scale
         settings = RolloutSettings(finish=True, gradient_latents=CLIP_LATENTS)
         sampler = load_config("garden").sampler
         self.rollout = SelfForcing(dit, STEPS, sampler.shift, settings, working_dtype(device), last_noise=sampler.last_noise)
@@ -47,9 +48,11 @@ class Rollout:
             if clock.block < given:
                 continue
             own = slice(clock.start, clock.start + BLOCK)
-            loss = error = (x0 - batch.latents[:, :, own]).square().mean()
+            each = (x0 - batch.latents[:, :, own]).square().mean((1, 2, 3, 4))  # [B]
+            error = each.mean()
+            loss = robust(each, self.scale).mean() if self.scale else error
             if self.guide is not None:
-                loss = error + self.guidance * self.guide.loss(windows.pose[:, own].to(self.device)).mean()
+                loss = loss + self.guidance * self.guide.loss(windows.pose[:, own].to(self.device)).mean()
             (loss / (blocks - given)).backward()
             errors.append(error.item())
         return {"loss": sum(errors) / len(errors), "first": errors[0], "last": errors[-1]}
@@ -65,6 +68,7 @@ def main() -> None:
     parser.add_argument("--lr", type=float, default=6e-4)
     parser.add_argument("--first-horizon", type=int, default=2)
     parser.add_argument("--last-horizon", type=int, default=CLIP_BLOCKS, help="blocks; the ring overwrites itself from the sixth on")
+    parser.add_argument("--robust", type=float, default=0.0, help="a block's error beyond this counts as its logarithm; 0: as it is")
     parser.add_argument("--guidance", type=float, default=0.5, help="weight of the pose's error beside the picture's")
     parser.add_argument("--guided-layer", type=int, default=5, help="as train_dit has it: that guide is kept and not asked")
     parser.add_argument("--told-layer", type=int, default=6, help="whose tokens tell the pose of what is to be drawn")
@@ -95,7 +99,7 @@ def main() -> None:
         clips = Clips.load(stored) if stored.is_file() else maker.make(2)
         while len(clips) < args.first_clips:
             clips = clips.append(maker.make(2))
-    rollout = Rollout(dit, device, guide.told, args.guidance)
+    rollout = Rollout(dit, device, guide.told, args.guidance, args.robust)
 
     def played(blocks: int) -> dict[str, float]:
         """One rollout over windows of so many blocks, and its gradients."""

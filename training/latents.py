@@ -77,8 +77,8 @@ def joined(parts: Sequence[Clips]) -> Clips:
 
 class ClipMaker:
     """Draws walks of ``blocks`` blocks, ``walks`` from each start, and encodes them with a frozen VAE in `working_dtype`. In a share
-    ``idle`` of them one stands still, in a share ``turning`` one turns all the time; a share ``near`` of the starts is beside a trunk or
-    pillar.
+    ``idle`` of them one stands still, in a share ``turning`` one turns all the time, in a share ``backing`` one walks backward where
+    others walk ahead; a share ``near`` of the starts is beside a trunk or pillar.
 
     On a CPU the walks are encoded one by one, with weights laid out for that, which is quicker than any batch: what a layer makes then
     stays in the caches. Elsewhere all at once, in autocast, compiled.
@@ -87,9 +87,10 @@ class ClipMaker:
     def __init__(
         self, vae: VAE, seed: int, device: torch.device, compile_encoder: bool = True, idle: float = 1 / 16,
         blocks: int = CLIP_BLOCKS, walks: int = WALKS_PER_START, turning: float = 0.0, near: float = 0.0,
+        backing: float = 0.0,
     ) -> None:  # fmt: skip
         self.vae, self.device, self.idle, self.turning = vae.eval().requires_grad_(False), device, idle, turning
-        self.near = near
+        self.near, self.backing = near, backing
         self.latents, self.walks = 3 * blocks, walks
         self.generator = torch.Generator().manual_seed(seed)
         if device.type == "cpu":
@@ -122,7 +123,7 @@ class ClipMaker:
         count, known = starts * self.walks, min(self.latents, CONDITION_LATENTS)
         pose = random_poses(starts, self.generator, self.near)
         pose = type(pose)(*(v.repeat_interleave(self.walks) for v in (pose.x, pose.y, pose.yaw, pose.pitch)))
-        keyboard, mouse = random_actions(count, 4 * (self.latents - 1), self.generator, self.idle, self.turning)
+        keyboard, mouse = random_actions(count, 4 * (self.latents - 1), self.generator, self.idle, self.turning, self.backing)
         if self.device.type != "cpu":
             pose = type(pose)(*(v.to(self.device) for v in (pose.x, pose.y, pose.yaw, pose.pitch)))
         frames, poses = rollout(pose, keyboard.to(self.device), mouse.to(self.device))

@@ -68,6 +68,7 @@ def main() -> None:
     parser.add_argument("--draw", type=int, default=2, help="start pictures at a time: more for a GPU")
     parser.add_argument("--idle", type=float, default=1 / 16, help="share of the clips in which one stands still")
     parser.add_argument("--turning", type=float, default=0.0, help="share of the clips in which one turns all the time")
+    parser.add_argument("--backing", type=float, default=0.0, help="share of the clips in which one walks backward where others walk ahead")
     parser.add_argument("--near", type=float, default=0.0, help="share of the starts that are beside a trunk or pillar and have it in view")
     parser.add_argument("--blocks", type=int, default=CLIP_BLOCKS, help="of each clip: 1 for --starts of training.train_dit")
     parser.add_argument("--walks", type=int, default=WALKS_PER_START, help="clips of each start picture")
@@ -78,7 +79,7 @@ def main() -> None:
     for option in ("shard", "draw", "blocks", "walks"):
         if getattr(args, option) < 1:
             parser.error(f"--{option} {getattr(args, option)}: at least 1")
-    for option in ("idle", "turning", "near"):
+    for option in ("idle", "turning", "backing", "near"):
         if not 0 <= getattr(args, option) <= 1:
             parser.error(f"--{option} {getattr(args, option)}: a share, 0 to 1")
     args.out.mkdir(parents=True, exist_ok=True)
@@ -87,7 +88,7 @@ def main() -> None:
     seed = 6000 + 10_000 * args.seed + before  # before: a maker that goes on draws what it has not drawn
     device = torch.device(args.device)
     vae = load_garden_vae(args.vae).to(device)
-    maker = ClipMaker(vae, seed, device, not args.no_compile, args.idle, args.blocks, args.walks, args.turning, args.near)
+    maker = ClipMaker(vae, seed, device, not args.no_compile, args.idle, args.blocks, args.walks, args.turning, args.near, args.backing)
     begun, made = time.monotonic() - seconds, 0
     while time.monotonic() - begun < 60 * args.minutes:
         clips = maker.make(args.draw)

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from math import inf
 from pathlib import Path
 
 import torch
@@ -39,7 +40,11 @@ STEPS = load_config("garden").sampler.steps
 STARTS_KEPT = 100_000  # first blocks: 2 GB
 LAST_NOISE = 0.5  # of the last level, as it is learned: without any, what is to be found would stand in the question
 BLOCK = 3
-BEGINS = (0.5, 0.3, 0.2)  # how often a block of the past is played from the first, second, third pass on
+BEGINS = (
+    0.5,
+    0.3,
+    0.2,
+)  # how often a block of the past is played from the first, second, third pass on; from the first, all is the model's
 
 
 def garden_dit() -> DiT:
@@ -69,6 +74,7 @@ class TeacherForcing:
     def __init__(
         self, dit: DiT, guide: Guides, latents: int, device: torch.device, context_noise: float, guidance: float, compiled: bool,
         resampling: float = 0.0, scale: float = 0.0, steps: Sequence[int] = STEPS, either_noise: bool = False,
+        begins: Sequence[float] = BEGINS,
     ) -> None:  # fmt: skip
         self.guide, self.guidance = guide, guidance
         self.device, self.latents, self.context_noise = device, latents, context_noise
@@ -78,6 +84,7 @@ class TeacherForcing:
         self.strengths = torch.ones(len(steps), device=device)  # of the noise at each step
         self.strengths[2 if either_noise else -1 :] = LAST_NOISE
         self.either_noise = either_noise
+        self.begins = torch.tensor(begins[: len(steps)])
         self.dit = dit
         self.view = View(latents, BLOCK, dit.config.local_attn_size, "clean", device)
         self.resampling, self.scale = resampling, scale
@@ -127,7 +134,7 @@ class TeacherForcing:
     def _past(self, given: Batch) -> Tensor:
         """The window as the model itself plays it, but the last block, which nobody sees; a fifth of the windows as they are."""
         batch, blocks = len(given.latents), self.latents // BLOCK
-        begins = torch.multinomial(torch.tensor(BEGINS[: len(self.sigmas)]), blocks - 1, replacement=True).tolist()
+        begins = torch.multinomial(self.begins, blocks - 1, replacement=True).tolist()
         noise = FreshNoise(batch, self.device)
         kept = torch.rand(batch, 1, 1, 1, 1, device=self.device) < 0.2
         return torch.where(kept, given.latents, self.resampler(given, begins, noise))
@@ -148,6 +155,13 @@ def main() -> None:
     )
     parser.add_argument("--resampling-from", type=float, default=0.0, help="share of the time before that begins, for weights yet to mend")
     parser.add_argument("--resampling-at-once", action="store_true", help="from the first step on: for weights that are used to it")
+    parser.add_argument(
+        "--begins",
+        type=float,
+        nargs="+",
+        default=list(BEGINS),
+        help="how often a block of that past is played from the first pass on, the second …",
+    )
     parser.add_argument("--robust", type=float, default=0.0, help="a block's error beyond this counts as its logarithm; 0: as it is")
     parser.add_argument("--steps", type=int, nargs="+", default=list(STEPS), help="noise levels as the sampler has them; else the garden's")
     parser.add_argument("--either-noise", action="store_true", help="from the third level on half of the blocks have all of their noise")
@@ -177,6 +191,8 @@ def main() -> None:
         parser.error(f"--steps: {error}")
     if args.slow_looking < 0:
         parser.error(f"--slow-looking {args.slow_looking}: a factor, 0 or more")
+    if not (any(args.begins[: len(args.steps)]) and all(0 <= share < inf for share in args.begins)):
+        parser.error(f"--begins {' '.join(f'{share:g}' for share in args.begins)}: shares, 0 or more, not all of them 0")
     if len(args.steps) < 2:
         parser.error(f"--steps {args.steps[0]}: name two levels or more")
     device = torch.device(args.device)
@@ -205,7 +221,7 @@ def main() -> None:
         print()
     forcing = TeacherForcing(
         dit, guide, BLOCK * args.blocks, device, args.context_noise, args.guidance, not args.no_compile, args.resampling, args.robust,
-        args.steps, args.either_noise,
+        args.steps, args.either_noise, args.begins,
     )  # fmt: skip
     first = TeacherForcing(  # for --starts: windows of one block have no past, and the layers are compiled already
         dit, guide, BLOCK, device, 0.0, args.guidance, False, 0.0, args.robust, args.steps, args.either_noise

@@ -126,7 +126,7 @@ def test_no_shard_takes_the_place_of_another(tmp_path) -> None:
     assert next_number(tmp_path, 7) == 4 and next_number(tmp_path, 8) == 0
 
 
-@pytest.mark.parametrize("option", ["--idle", "--turning", "--near"])
+@pytest.mark.parametrize("option", ["--idle", "--turning", "--backing", "--near"])
 def test_a_share_is_a_share(option: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(sys, "argv", ["make_clips", "--vae", "none", "--out", str(tmp_path / "feed"), option, "1.5"])
     with pytest.raises(SystemExit):

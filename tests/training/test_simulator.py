@@ -83,6 +83,16 @@ def test_a_share_of_the_walks_turns_all_the_time_and_the_others_stay_what_they_w
     assert 0.4 < on_the_spot.float().mean() < 0.7
 
 
+def test_in_a_share_of_the_walks_one_backs_where_others_walk_ahead() -> None:
+    keyboard, mouse = random_actions(400, 93, seeded(4), backing=0.4)
+    plain, plain_mouse = random_actions(400, 93, seeded(4))
+    assert torch.equal(mouse, plain_mouse) and torch.equal(keyboard[..., 2:], plain[..., 2:])
+    walks = (plain[..., 0] != plain[..., 1]).any(1)  # the others tell nothing
+    backs = (keyboard != plain).any(2).any(1)
+    assert torch.equal(keyboard[backs], plain[backs][..., [1, 0, 2, 3]]) and 0.3 < backs[walks].float().mean() < 0.5
+    assert keyboard[backs, :, 1].mean() > 1.5 * keyboard[backs, :, 0].mean()
+
+
 def test_a_share_of_the_starts_has_a_thing_before_its_eyes_and_the_others_stay_what_they_were() -> None:
     poses, plain = random_poses(600, seeded(4), near=0.4), random_poses(600, seeded(4))
     assert is_free(poses.x, poses.y).all() and torch.equal(poses.pitch, plain.pitch)

@@ -13,11 +13,13 @@ import torch
 from safetensors.torch import save_file
 
 from tests.training.test_trainers import random_clips, small_dit
+from training import finetune as tuning
 from training import train_dit
 from training.common import TrainingRun
-from training.guide import Guides
+from training.guide import Guides, PoseGuide
 from training.latents import Clips
 from training.make_clips import write_shard
+from training.objectives.resampling import Resampler
 
 
 def first_blocks(count: int) -> Clips:
@@ -87,3 +89,59 @@ def test_first_blocks_alone_are_no_walks(tmp_path: Path, monkeypatch: pytest.Mon
     with pytest.raises(SystemExit):
         train(tmp_path, 1, monkeypatch)
     assert f"--starts {tmp_path}/starts" in capsys.readouterr().err and not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("shares", ["0 0 0 1", "1 -1", "nan 1", "inf"])
+def test_where_the_past_begins_is_told_in_shares(
+    shares: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, clips in (("feed", random_clips(3)), ("starts", first_blocks(4))):
+        (tmp_path / name).mkdir()
+        write_shard(clips, tmp_path / name, 1)
+    with pytest.raises(SystemExit):
+        train(tmp_path, 1, monkeypatch, f"--begins {shares}")
+    assert f"--begins {shares}: shares" in capsys.readouterr().err and not (tmp_path / "run").exists()
+
+
+def test_the_past_begins_where_it_is_told_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, clips in (("feed", random_clips(3)), ("starts", first_blocks(4))):
+        (tmp_path / name).mkdir()
+        write_shard(clips, tmp_path / name, 1)
+    begun: list[int] = []
+    played = Resampler.__call__
+    monkeypatch.setattr(
+        Resampler, "__call__", lambda self, batch, begins, noise: (begun.extend(begins), played(self, batch, begins, noise))[1]
+    )
+    train(tmp_path, 4, monkeypatch, "--blocks 4 --begins 1 0 0")
+    assert len(begun) == 12 and set(begun) == {0}
+    train(tmp_path, 4, monkeypatch, "--blocks 4 --begins 0 3", "second")
+    assert set(begun[12:]) == {1}
+
+
+def finetune(folder: Path, steps: int, monkeypatch: pytest.MonkeyPatch, more: str = "", run: str = "tuned") -> list[dict]:
+    words = f"--vae none --start-from {folder}/exported.safetensors --feed {folder}/feed --out {folder}/{run} --minutes {steps} --batch 2"
+    words += f" --lr 1e-3 --first-horizon 2 --last-horizon 3 --guided-layer 0 --told-layer 1 --device cpu {more}"
+    monkeypatch.setattr(sys, "argv", ["finetune", *words.split()])
+    monkeypatch.setattr(tuning, "garden_dit", small_dit)
+    monkeypatch.setattr(tuning, "TrainingRun", functools.partial(Counted, report_every=0.0))
+    tuning.main()
+    return [json.loads(line) for line in (folder / run / "log.jsonl").read_text().splitlines()]
+
+
+def test_rollouts_go_on_from_exported_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The command as one gives it: heads fitted first, horizons that grow, ended and gone on with; errors counted as told."""
+    (tmp_path / "feed").mkdir()
+    write_shard(random_clips(3), tmp_path / "feed", 1)
+    torch.manual_seed(5)
+    save_file(small_dit().state_dict(), tmp_path / "exported.safetensors")
+    fitted: list[bool] = []
+    fitting = PoseGuide.fitting
+    monkeypatch.setattr(PoseGuide, "fitting", lambda self: (fitted.append(True), fitting(self))[1])
+    lines = finetune(tmp_path, 4, monkeypatch)
+    assert len(fitted) == 1 and [line["step"] for line in lines] == [1, 2, 3, 4]
+    assert lines[0]["blocks"] == 2 and lines[-1]["blocks"] == 3
+    more = finetune(tmp_path, 5, monkeypatch)
+    assert more[:4] == lines and [line["step"] for line in more[4:]] == [5] and len(fitted) == 1
+    robust = finetune(tmp_path, 4, monkeypatch, "--robust 0.05", "robust")
+    assert robust[0]["loss"] == lines[0]["loss"], "what is reported is the error as it is"
+    assert robust[-1]["loss"] != lines[-1]["loss"]

@@ -104,13 +104,14 @@ _KEYS = (
 
 
 def random_actions(
-    batch: int, frames: int, generator: torch.Generator, idle: float = 1 / 16, turning: float = 0.0
+    batch: int, frames: int, generator: torch.Generator, idle: float = 1 / 16, turning: float = 0.0, backing: float = 0.0
 ) -> tuple[Tensor, Tensor]:
     """(keyboard [B,F,4], mouse [B,F,2]): keys, yaw and pitch held independently, for a moment or for seconds.
 
     Half of the clips change only where a block begins (rows 0..8, then 12 each), half at any frame; one in six
     moments and ``idle`` of the clips is pure idling. In a share ``turning`` of the clips one turns at full speed from
-    the first row to the last, in half of these on the spot: turns that long are hardly ever drawn otherwise.
+    the first row to the last, in half of these on the spot: turns that long are hardly ever drawn otherwise. In a share ``backing``
+    W and S are exchanged, so that one walks backward about twice as often as ahead, into what one does not see.
     """
     device = generator.device
 
@@ -150,4 +151,7 @@ def random_actions(
         keyboard = keyboard.masked_fill((turned & on_the_spot)[..., None], 0.0)
         mouse[..., 0].masked_fill_(turned & on_the_spot, 0.0)
         mouse[..., 1] = torch.where(turned, torch.where(left, -world.FULL_MOUSE, world.FULL_MOUSE), mouse[..., 1])
+    if backing:  # likewise
+        backs = (rand(batch, 1) < backing)[..., None]
+        keyboard = torch.where(backs, keyboard[..., [1, 0, 2, 3]], keyboard)
     return keyboard, mouse
