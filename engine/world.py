@@ -48,6 +48,7 @@ class World:
     def __init__(
         self, config: WorldConfig, dit: DiT, vae: VAE, files: Files, device: torch.device, dtype: torch.dtype,
         decode_device: torch.device | None = None, taehv: TAEHV | None = None, attention: str = AUTO,
+        graphs: bool = True,
     ) -> None:  # fmt: skip
         self.config = config
         self.device, self.dtype = device, dtype
@@ -63,7 +64,7 @@ class World:
             taehv.lay_out()
         if device.type == "cpu":
             dit.record()
-        elif device.type == "cuda":
+        elif device.type == "cuda" and graphs:
             dit.capture = partial(CudaCapture, device)
         if self.decode_device.type == "cpu":
             self.decoder.record()
@@ -76,13 +77,13 @@ class World:
     @classmethod
     def load(
         cls, world: str | Path | WorldConfig, weights: str | Path | None = None, device: str = "cpu", dtype: str | None = None,
-        progress: Progress | None = None, decode_device: str | None = None, attention: str = AUTO,
+        progress: Progress | None = None, decode_device: str | None = None, attention: str = AUTO, graphs: bool = True,
     ) -> World:  # fmt: skip
         """A world by name, by the path of its yaml, or by a config read (and perhaps changed) before.
 
         ``weights`` is the folder of files that do not come with the world; ``dtype`` overrides the config's "auto",
         "float32", "bfloat16" or "float16"; ``decode_device`` is where pictures are coded and decoded, if not on ``device``; ``attention``
-        is the kernel to prefer (`engine.attention.choose_attention`).
+        is the kernel to prefer (`engine.attention.choose_attention`); without ``graphs`` a GPU is asked for every kernel (`models.graphs`).
         Cheap checks come first: name, config, device, files, and only then weights.
         Raises WorldError (WeightError for files) with one line that says what is wrong.
         """
@@ -108,12 +109,12 @@ class World:
         if config.decoder == "taehv":
             taehv = _build(TAEHV, config.taehv).eval()
             load_into(taehv.decoder, files["taehv"], kind, decoding, "decoder.", only=True, progress=lambda part: report("taehv", part))
-        return cls(config, dit.eval(), vae.eval(), files, place, kind, decoding, taehv, attention)
+        return cls(config, dit.eval(), vae.eval(), files, place, kind, decoding, taehv, attention, graphs)
 
     @classmethod
     def untrained(
         cls, world: str | Path | WorldConfig, device: str = "cpu", dtype: str | None = None, seed: int = 0,
-        decode_device: str | None = None, attention: str = AUTO,
+        decode_device: str | None = None, attention: str = AUTO, graphs: bool = True,
     ) -> World:  # fmt: skip
         """A world of the same shapes with random weights and no files: to measure with, not to look at. Raises WorldError as `load`."""
         config = world if isinstance(world, WorldConfig) else load_config(world)
@@ -128,7 +129,7 @@ class World:
         taehv = _build(TAEHV, config.taehv).eval() if config.decoder == "taehv" else None
         if taehv is not None:
             randomise(taehv, decoding, kind, seed)
-        return cls(config, dit.eval(), vae.eval(), {}, place, kind, decoding, taehv, attention)
+        return cls(config, dit.eval(), vae.eval(), {}, place, kind, decoding, taehv, attention, graphs)
 
     @staticmethod
     def list() -> tuple[str, ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from game.options import UsageError, is_clip, listed, size, whole
 
@@ -27,6 +27,7 @@ def add_world_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--device", default="cpu", metavar="NAME", help="cpu, cuda or mps (cpu)")
     group.add_argument("--decode-device", metavar="NAME", help="where pictures are decoded, such as cuda:1 (where the world is)")
     group.add_argument("--compile", action="store_true", help="compile the model: for GPUs; takes a while the first time")
+    group.add_argument("--no-graphs", action="store_true", help="on a GPU: ask for every kernel instead of replaying CUDA graphs")
     group.add_argument("--attention", choices=ATTENTION, default="auto", help="the attention kernel to prefer (auto: the device's best)")
     group.add_argument(
         "--dtype", choices=DTYPES, help="numbers of model and picture decoder (the world's, else auto: what the device is fast at)"
@@ -47,6 +48,12 @@ def add_change_options(group: argparse._ArgumentGroup) -> None:
         help="remember nothing while one stands still, so that pictures stay (the world's)",
     )
     group.add_argument("--size", type=size, metavar="WxH", help="resolution, such as 640x352; sides are multiples of 16")
+
+
+def place_of(args: argparse.Namespace) -> dict[str, Any]:
+    """Where and in which way a world is computed, as `World.load` and `World.untrained` take it."""
+    place = {"device": args.device, "dtype": args.dtype, "decode_device": args.decode_device, "attention": args.attention}
+    return place | {"graphs": not args.no_graphs}
 
 
 def world_config(args: argparse.Namespace, name: str | None = None) -> WorldConfig:
@@ -126,8 +133,7 @@ def open_session(
     def named(part: str, done: float) -> None:
         progress(PARTS.get(part, part), done)
 
-    place = {"device": args.device, "dtype": args.dtype, "decode_device": args.decode_device, "attention": args.attention}
-    world = World.load(config, weights=args.weights, progress=named, **place)
+    world = World.load(config, weights=args.weights, progress=named, **place_of(args))
     if getattr(args, "overlap", False):
         share_threads(world)
     if args.compile and compile_first:

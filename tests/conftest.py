@@ -1,4 +1,4 @@
-"""Fixtures for all tests: where the recordings are, and how far two tensors are apart."""
+"""Fixtures for all tests: where the recordings are."""
 
 from __future__ import annotations
 
@@ -8,14 +8,13 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors import safe_open
-from torch import Tensor
+
+from tests.recordings import FIXTURES, Recording, read_recording
 
 
 def keep_to_own_cores() -> None:
@@ -49,33 +48,6 @@ read_films_quietly()
 os.environ["REVERIE_CACHE"] = tempfile.mkdtemp(prefix="reverie-test-cache-")  # never the cache of whoever runs the tests
 atexit.register(shutil.rmtree, os.environ["REVERIE_CACHE"], ignore_errors=True)
 REFERENCE = Path(os.environ.get("REVERIE_REFERENCE", Path(__file__).parents[2] / "shared" / "reference"))
-FIXTURES = Path(__file__).parent / "fixtures"
-
-
-@dataclass(frozen=True)
-class Recording:
-    """A safetensors file: its metadata key ``config``, and its tensors in float32."""
-
-    config: dict[str, Any]
-    tensors: dict[str, Tensor]
-
-    def __getitem__(self, name: str) -> Tensor:
-        return self.tensors[name]
-
-    def part(self, prefix: str) -> dict[str, Tensor]:
-        """Tensors whose name begins with ``prefix``, without it."""
-        return {name.removeprefix(prefix): tensor for name, tensor in self.tensors.items() if name.startswith(prefix)}
-
-
-def read_recording(path: Path) -> Recording:
-    with safe_open(path, "pt") as file:
-        return Recording(json.loads(file.metadata()["config"]), {name: file.get_tensor(name).float() for name in file.keys()})  # noqa: SIM118
-
-
-def relative_error(ours: Tensor, theirs: Tensor) -> float:
-    """|ours - theirs| / |theirs|, after checking that the shapes agree."""
-    assert ours.shape == theirs.shape, (ours.shape, theirs.shape)
-    return float((ours.double() - theirs.double()).norm() / theirs.double().norm())
 
 
 @pytest.fixture(autouse=True)

@@ -261,7 +261,80 @@ def layouts(place: Place) -> dict[str, Any]:
     return found
 
 
+def recordings(place: Place) -> dict[str, Any]:
+    """How far from the recordings that travel with the project this device is in float32: relative errors, the largest of each part.
+
+    The denoiser plays as a session does, over the ring's end: on a GPU the last block's passes are graphs. `within`: all of them below
+    1e-4, as `tests/engine/test_recordings.py` asks of a CPU.
+    """
+    from functools import partial
+
+    import torch
+
+    from engine.clock import BlockClock
+    from engine.conditioning import Windows
+    from engine.exact import make_exact
+    from engine.sampler import BlockSampler
+    from models.graphs import CudaCapture
+    from models.taehv import TAEHV, TAEHVConfig
+    from models.vae import VAE, VAEConfig
+    from tests.models.dit_recordings import build, start_cache, windows
+    from tests.recordings import FIXTURES, read_recording, relative_error
+
+    device = torch.device(place.device)
+    make_exact(device)
+    dit_file, vae_file, taehv_file = (
+        read_recording(FIXTURES / f"{name}.safetensors").to(device) for name in ("dit_small", "vae_dim8", "taehv_small")
+    )
+    dit = build(dit_file).eval()
+    dit.fuse()
+    if device.type == "cuda":
+        dit.capture = partial(CudaCapture, device)
+    sampler, cache, clock = BlockSampler(dit, dit_file.config["denoising_step_list"], 5.0), start_cache(dit, dit_file), BlockClock()
+    found: dict[str, Any] = {"denoiser": []}
+    with torch.inference_mode():
+        for _ in range(dit_file["in.noise"].shape[2] // clock.n):
+            own = slice(clock.start, clock.start + clock.n)
+            condition = dit_file["in.cond_concat"][:, :, own]
+            rows = Windows(*(windows(dit_file[f"out.{name}_cond"], range(own.start, own.stop)) for name in ("keyboard", "mouse")))
+            x0 = condition
+            for step, x0 in enumerate(sampler.denoise(clock, cache, condition, rows, RecordedNoise(dit_file))):
+                found["denoiser"].append(relative_error(x0, dit_file["out.x0_steps"][clock.block, step]))
+            sampler.commit(clock, cache, condition, rows, x0)
+            clock = clock.next()
+        found |= {"denoiser": max(found["denoiser"]), "graphs": cache.graphed}
+        settings = vae_file.config
+        vae = VAE(VAEConfig(dim=settings["dim"], latents_mean=tuple(settings["mean"]), latents_std=tuple(settings["std"])))
+        vae.load_state_dict(vae_file.part("vae."))
+        vae.to(device).eval().lay_out()
+        latents, memory = vae_file["out.video_latent"], vae.new_decoder_cache()
+        found["encoder"] = relative_error(vae.encode(vae_file["in.video"]), latents)
+        streamed = torch.cat([vae.decode_block(part, memory) for part in latents.split(clock.n, dim=2)], dim=2)
+        found["decoder"] = relative_error(streamed, vae_file["out.video_decoded"].clamp(-1, 1))
+        settings = taehv_file.config
+        tiny = TAEHV(TAEHVConfig(widths=tuple(settings["widths"]), time_upscale=tuple(settings["time_upscale"])))
+        tiny.load_state_dict({name: tensor for name, tensor in taehv_file.tensors.items() if name.startswith("decoder.")})
+        tiny.to(device).requires_grad_(False).lay_out()
+        frames = tiny.pixels(taehv_file["in.latents"].transpose(1, 2), tiny.new_decoder_cache())
+        found["tiny decoder"] = relative_error(frames[None], taehv_file["out.frames_untrimmed"])
+    found["within"] = all(found[part] < 1e-4 for part in ("denoiser", "encoder", "decoder", "tiny decoder"))
+    return found
+
+
+class RecordedNoise:
+    """The noise of a recording, for the sampler."""
+
+    def __init__(self, recording: Any) -> None:
+        self.recording = recording
+
+    def noise(self, clock: Any, step: int, shape: Any) -> Any:
+        if step == 0:
+            return self.recording["in.noise"][:, :, clock.start : clock.start + clock.n]
+        return self.recording["in.renoise"][clock.block, step - 1].transpose(0, 1)[None]
+
+
 CHECKS = {
+    "recordings": recordings,
     "exactness": exactness,
     "host_reads": host_reads,
     "kernels": kernels,

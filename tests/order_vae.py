@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from models.vae import VAE, VAEConfig
-from tests.conftest import FIXTURES
+from tests.recordings import FIXTURES
 from training.common import MixedOptimizer, cosine_schedule
 from training.train_vae import picture_loss, sample_clips
 

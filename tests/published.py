@@ -19,7 +19,7 @@ from models.checkpoint import build_empty, shapes_of
 from models.dit import DiT
 from models.vae import VAE
 from models.vision import VisionEncoder
-from tests.conftest import Recording
+from tests.recordings import Recording
 
 VAE_FILE = "Wan2.1_VAE.pth"
 CLIP_FILE = "models_clip_open-clip-xlm-roberta-large-vit-huge-14.pth"

@@ -60,13 +60,17 @@ TRAINED = {  # for weights that know the garden: what those from nothing learn a
     "cpu": ("--lr", "5e-4", "--robust", "0.03"),
     "cuda": ("--lr", "1.2e-3", "--robust", "0.05"),
 }
-USED_TO = ("--resampling-at-once", "--slow-looking", "0.5")  # and for those that have learned where they stand and seen what they make
+USED_TO = {  # and for those that have learned where they stand and seen what they make
+    "cpu": ("--resampling-at-once", "--slow-looking", "0.5"),
+    "cuda": ("--resampling-at-once", "--slow-looking", "0.7"),
+}
 PLACED = ("--guidance", "1", "--slow-looking", "0.25", "--resampling-from", "0.2")  # after places: to forget nothing, to draw first
 ALONE = {  # forcing that draws its own clips
     "cpu": ("--pool", "480", "--grow-every", "3", "--idle", "0.12"),
     "cuda": ("--pool", "4000", "--grow-every", "1", "--draw", "8", "--idle", "0.12"),
 }
-GUIDED = ("--guidance", "1")
+GUIDED = {"cpu": ("--guidance", "1"), "cuda": ("--guidance", "2")}
+MANY = "60000"  # clips kept: a GPU makes more than a training keeps by itself
 MODULES = {
     "vae": "train_vae", "streams": "train_vae", "clips": "make_clips", "starts": "make_clips", "places": "localise",
     "forcing": "train_dit", "rollout": "finetune", "decoder": "train_decoder",
@@ -131,9 +135,10 @@ def plan(out: Path, device: str, minutes: dict[str, float], from_shipped: bool, 
         if stage in left:
             begin = ("--start-from", str(dit)) if dit != SHIPPED / "dit.safetensors" or from_shipped else ()
             if stage == "forcing":
-                begin += (TRAINED[device] if from_shipped else ()) + (PLACED if "places" in left else GUIDED)
-                begin += USED_TO if from_shipped and "places" not in left else ()
+                begin += (TRAINED[device] if from_shipped else ()) + (PLACED if "places" in left else GUIDED[device])
+                begin += USED_TO[device] if from_shipped and "places" not in left else ()
                 begin += ("--starts", str(out / "starts")) if "starts" in left else ()
+                begin += ("--pool", MANY) if feed and device == "cuda" else ()
             if stage != "places":
                 begin += ("--vae", str(vae))
             walks = feed or (() if stage == "rollout" else ALONE[device])

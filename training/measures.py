@@ -101,9 +101,8 @@ def faithful(world: World, count: int, seconds: tuple[int, ...] = (1, 2, 4, 16))
         truth = simulate(world, pose, actions)
         ours.append(mean_square(play(world, picture, actions, seed=i), truth))
         still.append(mean_square(np.broadcast_to(picture, truth.shape), truth))
-        if i < 8:
-            quiet = play(world, picture, [Action()] * blocks, seed=i)
-            idle.append(mean_square(quiet, np.broadcast_to(picture, quiet.shape)))
+        quiet = play(world, picture, [Action()] * blocks, seed=i)
+        idle.append(mean_square(quiet, np.broadcast_to(picture, quiet.shape)))
     ours, still, idle = np.array(ours), np.array(still), np.array(idle)
     table: Table = {}
     for second in seconds:
@@ -239,14 +238,14 @@ def stable(world: World, minutes: Sequence[float], number: int = 0) -> tuple[lis
     session = world.session(seed=1, start=picture, rewind_mb=0)
     kept: list[list[np.ndarray]] = [[], [], []]
     late: list[list[dict[str, float]]] = [[] for _ in ends]
-    shown = 0
+    shown, whole = 0, BlockClock(block=max(ends)).frames.start
     for block, action in enumerate(actions):
         frames = session.step(action)
         for end, its in zip(ends, late, strict=True):
             if end // 2 <= block < end:
                 its.append(look(frames))
         for row, seconds, count in zip(kept, (10, 60, 60 * minutes[0]), (8, 8, 32), strict=True):
-            moments = seconds * FPS * (np.arange(count) + 1) / count - 1  # frames; the last one ends the stretch
+            moments = np.minimum(seconds * FPS * (np.arange(count) + 1) / count, whole) - 1  # frames; the last one ends the stretch
             row += [frames[round(m) - shown] for m in moments if shown <= round(m) < shown + len(frames)]
         shown += len(frames)
     poses = walk(world, pose, actions)

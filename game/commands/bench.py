@@ -133,14 +133,14 @@ def _check(args: argparse.Namespace) -> None:
 def _open(args: argparse.Namespace, config: WorldConfig, startup: dict[str, float]) -> Session:
     """A session to measure; what each step of getting there took goes into ``startup``, in seconds."""
     from engine import World, load_picture, share_threads
-    from game.worldoptions import PARTS
+    from game.worldoptions import PARTS, place_of
 
     progress = ConsoleProgress(config.name)
     if args.start is not None:
         load_picture(args.start, config.height, config.width)
     elif config.start is None and not args.random:
         raise UsageError(config.start_missing())
-    place = {"device": args.device, "dtype": args.dtype, "decode_device": args.decode_device, "attention": args.attention}
+    place = place_of(args)
     begun = time.perf_counter()
     if args.random:
         world = World.untrained(config, **place)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from game.names import film_beside, session_beside
 from game.options import ConsoleProgress, Parser, UsageError, check_new, check_record, refuse_given, whole
-from game.worldoptions import DTYPES, PARTS, add_change_options, add_world_options, world_config
+from game.worldoptions import DTYPES, PARTS, add_change_options, add_world_options, place_of, world_config
 
 if TYPE_CHECKING:
     from engine import World, WorldConfig
@@ -212,11 +212,8 @@ def open_replay(args: argparse.Namespace, plan: Plan, config: WorldConfig, progr
     world = World.load(
         config,
         weights=args.weights,
-        device=args.device,
-        decode_device=args.decode_device,
-        attention=args.attention,
-        dtype=args.dtype or _dtype_of(plan.file),
         progress=lambda part, done: progress(PARTS.get(part, part), done),
+        **place_of(args) | {"dtype": args.dtype or _dtype_of(plan.file)},
     )
     if args.compile:
         world.compile(progress)

@@ -13,6 +13,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from game.options import ConsoleProgress, UsageError, check_record, is_clip, refuse_given, whole
+from game.worldoptions import place_of
 
 if TYPE_CHECKING:
     from game.serve.worlds import Offer, Worlds
@@ -73,7 +74,8 @@ def run(args: argparse.Namespace) -> int:
     from game.serve.worlds import Worlds
 
     offers = _offers(args)
-    worlds = Worlds(offers, args.device, args.dtype, args.rewind_mb, attention=args.attention, decode_device=args.decode_device)
+    place = place_of(args)
+    worlds = Worlds(offers, place.pop("device"), place.pop("dtype"), args.rewind_mb, **place)
     if not offers[0].starts:
         print(f"reverie: {offers[0].config.start_missing()}; or everybody sends one", file=sys.stderr)
     worlds.load(0, _progress(offers[0]))

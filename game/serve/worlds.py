@@ -30,12 +30,12 @@ class Worlds:
 
     def __init__(
         self, offers: list[Offer], device: str, dtype: str | None, rewind_mb: float, free: Callable[[str], int | None] = free_bytes,
-        attention: str = "auto", decode_device: str | None = None,
+        attention: str = "auto", decode_device: str | None = None, graphs: bool = True,
     ) -> None:  # fmt: skip
-        """``offers``: the one that is played unless another is chosen comes first. ``decode_device`` as in `World.load`."""
+        """``offers``: the one that is played unless another is chosen comes first. ``decode_device``, ``graphs`` as in `World.load`."""
         self.offers = offers
         self.device, self.dtype, self.rewind_mb, self.attention = device, dtype, rewind_mb, attention
-        self.decode_device = decode_device
+        self.decode_device, self.graphs = decode_device, graphs
         self._free = free
         self._lock = threading.Lock()
         self._budget: int | None = None
@@ -45,7 +45,7 @@ class Worlds:
         offer = self.offers[number]
         with self._lock:
             if offer.world is None:
-                place = {"device": self.device, "decode_device": self.decode_device, "attention": self.attention}
+                place = {"device": self.device, "decode_device": self.decode_device, "attention": self.attention, "graphs": self.graphs}
                 world = World.load(offer.config, offer.weights, dtype=self.dtype, progress=report, **place)
                 world.weight_hashes()  # reads every file: once, and in no session's time
                 offer.session_bytes = session_bytes(world)

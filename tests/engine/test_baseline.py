@@ -13,7 +13,7 @@ from engine import Action, World, load_config
 from engine.baseline import Baseline
 from engine.bench import compare
 from engine.session import Session
-from tests.conftest import relative_error
+from tests.recordings import relative_error
 from tests.tiny_world import write_tiny_world
 
 WALK = [Action(frozenset("w")), Action(frozenset("wl")), Action(frozenset("aj")), Action(), Action(frozenset("si")), Action(frozenset("w"))]

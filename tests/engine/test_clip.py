@@ -21,8 +21,8 @@ from engine.sampler import SeededNoise
 from models.dit import DiT
 from models.vae import VAE
 from models.vision import VisionConfig
-from tests.conftest import Recording, relative_error
 from tests.models.dit_recordings import build
+from tests.recordings import Recording, relative_error
 from tests.tiny_world import write_tiny_world
 
 WALK = [Action(frozenset(keys)) for keys in ("w", "wl", "", "j", "ai", "sk")]

@@ -6,6 +6,7 @@ calls the captured function again with whatever the host had told it then.
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
@@ -17,6 +18,7 @@ from torch import Tensor
 from torch._dynamo.utils import counters
 
 from engine import Action, Session, World, load_config
+from game.worldoptions import add_world_options, place_of
 from models.action import Steering
 from models.graphs import CudaCapture
 from models.kv_cache import Block
@@ -205,6 +207,17 @@ def test_weights_that_lie_elsewhere_are_captured_anew(tiny_yaml: Path) -> None:
     for action in WALK[:3]:
         assert (ours.step(action) == theirs.step(action)).all()
     assert capture.captured == 2 * known
+
+
+def test_a_world_on_a_gpu_has_graphs_unless_told_otherwise(tiny_yaml: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("engine.world.choose_attention", lambda *_: None)  # which would ask the GPU
+    for graphs in (False, True):
+        made = World.untrained(tiny_yaml, dtype="float32")
+        world = World(made.config, made.dit, made.vae, {}, torch.device("cuda"), torch.float32, torch.device("cpu"), graphs=graphs)
+        assert (world.dit.capture is not None) == graphs
+    parser = argparse.ArgumentParser()
+    add_world_options(parser.add_argument_group())
+    assert place_of(parser.parse_args([]))["graphs"] and not place_of(parser.parse_args(["--no-graphs"]))["graphs"]
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need a GPU")

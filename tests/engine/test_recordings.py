@@ -14,9 +14,9 @@ from engine.conditioning import ConditionRing, Rows, StartCondition, encode_star
 from engine.sampler import BlockSampler
 from models.dit import DiT
 from models.flow import x0_from_velocity
-from tests.conftest import Recording, relative_error
 from tests.models.dit_recordings import build, start_cache
 from tests.published import CLIP_FILE, load_recorded
+from tests.recordings import Recording, relative_error
 
 Read = Callable[[str], Recording]
 

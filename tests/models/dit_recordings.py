@@ -19,7 +19,7 @@ from torch import Tensor
 from models.dit import DiT, DiTConfig
 from models.flow import FlowSchedule, add_noise, x0_from_output
 from models.kv_cache import DiTCache
-from tests.conftest import FIXTURES, Recording, read_recording
+from tests.recordings import FIXTURES, Recording, read_recording
 
 BLOCK = 3
 
@@ -42,12 +42,12 @@ def build(r: Recording) -> DiT:
     )  # fmt: skip
     dit = DiT(replace(defaults, **sizes, action=action))
     dit.load_state_dict(r.part("w.model."))
-    return dit.requires_grad_(False)
+    return dit.requires_grad_(False).to(r["in.noise"].device)
 
 
 def start_cache(dit: DiT, r: Recording) -> DiTCache:
     height, width = (side // 2 for side in r["in.noise"].shape[3:])
-    cache = dit.new_cache(1, height, width)
+    cache = dit.new_cache(1, height, width, r["in.noise"].device)
     dit.precompute_context(r["in.visual_context"], cache)
     return cache
 

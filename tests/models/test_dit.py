@@ -11,8 +11,8 @@ from models.action import ActionConfig
 from models.attention import MaskPlan
 from models.dit import DiT, DiTConfig
 from models.flow import FlowSchedule
-from tests.conftest import Recording, relative_error
 from tests.models.dit_recordings import BLOCK, build, inputs, run_block, start_cache
+from tests.recordings import Recording, relative_error
 
 SMALL = DiTConfig(
     dim=32, ffn_dim=48, freq_dim=16, num_heads=2, num_layers=2, in_dim=6, out_dim=4, img_dim=0, local_attn_size=4, prediction="x0",

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from models.taehv import TAEHV, TRIMMED, TAEHVConfig
-from tests.conftest import Recording, relative_error
+from tests.recordings import Recording, relative_error
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,8 @@ from torch import Tensor
 from models import winograd
 from models.vae import VAE, VAEConfig
 from models.vae_layers import CausalConv3d
-from tests.conftest import FIXTURES, REFERENCE
+from tests.conftest import REFERENCE
+from tests.recordings import FIXTURES
 
 FIXTURE = FIXTURES / "vae_dim8.safetensors"
 

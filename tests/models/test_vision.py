@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from models.vision import VisionConfig, VisionEncoder
-from tests.conftest import Recording, relative_error
+from tests.recordings import Recording, relative_error
 
 
 @torch.inference_mode()

@@ -54,6 +54,9 @@ def test_from_what_is_shipped(tmp_path: Path) -> None:
     assert option(jobs[0], "--start-from") == str(SHIPPED / "dit.safetensors") and option(jobs[0], "--vae") == str(
         SHIPPED / "vae.safetensors"
     )
+    assert option(jobs[0], "--pool") == "4000" and option(jobs[0], "--guidance") == "2" and option(jobs[0], "--slow-looking") == "0.7"
+    fed = plan(tmp_path, "cuda", budgets([], "cuda", True), from_shipped=True)
+    assert option(fed[2], "--pool") == "60000" and option(fed[2], "--feed") == option(fed[0], "--out")
     assert [option(job, "--seed") for job in jobs[:2]] == ["5", "6"] and option(jobs[0], "--minutes") == "7.5"
     without = plan(tmp_path, "cpu", budgets([], "cpu", True), from_shipped=True)
     assert names(without) == ["clips", "starts", "forcing", "decoder", "export", "export"]

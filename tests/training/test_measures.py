@@ -66,7 +66,9 @@ def test_a_long_walk_of_the_simulator_itself(monkeypatch: pytest.MonkeyPatch) ->
     assert tables[0] == alone, "a half is held against itself, whatever else is measured"
     pose, _ = measures.starts(1, measures.SEED + 2)[0]
     walked = measures.simulate(Perfect(1, 0), pose, measures.random_walk(12, np.random.default_rng(measures.SEED + 2)))
-    assert len(kept) == 8 + 8 + 25 and len(walked) == 141  # at one frame a second the rest of three minutes is not reached
+    assert len(kept) == 8 + 8 + 32 and len(walked) == 141
+    assert all(same(picture, walked[-1]) for picture in kept[-8:])  # at one frame a second three minutes have more than there are
+    assert not same(kept[-9], walked[-1])
     assert [same(kept[i], walked[at]) for i, at in ((7, 9), (15, 59), (16, 5), (27, 66))] == [True] * 4
     rows = measures.stable(Perfect(1, measures.SEED + 2, lazy=True), (6,))[0][0]
     assert rows["motion"]["ratio"] == 0 < rows["contrast"]["ratio"]
