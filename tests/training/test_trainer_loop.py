@@ -20,7 +20,6 @@ from PIL import Image
 
 from models.errors import WorldError
 from models.vae import VAE
-from tests.long import LONG
 from tests.tiny_world import write_tiny_world
 from tests.training.child import SETTINGS, endless_plan, plan_of, trainer_of
 from tests.training.tiny import ALONE, networks_for, tiny_config, tiny_data, tiny_dit, tiny_plan, with_window, write_clips
@@ -160,7 +159,7 @@ def test_a_half_written_checkpoint_is_never_seen(tmp_path: Path, monkeypatch: py
     assert (trainer.folder / "last.pt").read_bytes() == before
 
 
-OBJECTIVES = ["dmd-image", "sid", "dmd-image-half", *(["forcing", "consistency"] if LONG else [])]  # the third as the plan `published`
+OBJECTIVES = ["dmd-image", "sid", "dmd-image-half", "regression", "causvid", "forcing", "consistency"]  # the third as the plan `published`
 
 
 def start_two(*commands: list[str], **options: object) -> list[subprocess.Popen]:
@@ -184,6 +183,21 @@ def tiny_training(folder: Path, **settings: object) -> list[str]:
     (folder / "plan.yaml").write_text(yaml.safe_dump(plan))
     given = {"world": write_tiny_world(folder), "clips": write_clips(folder / "clips"), "out": folder / "run", "device": "cpu"}
     return [str(folder / "plan.yaml"), *(word for name, value in given.items() for word in (f"--{name}", str(value)))]
+
+
+def test_torchrun_does_what_one_process_does(tmp_path: Path) -> None:
+    """The command of training/README.md: the same words, the same losses, a checkpoint."""
+    words = ["training.train", *tiny_training(tmp_path, report_every=1)]
+    run = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", *words, "--out", str(tmp_path / "two")]
+    environment = {**ENVIRONMENT, "OMP_NUM_THREADS": "1"}
+    for module in (run, [*words, "--out", str(tmp_path / "one")]):
+        done = subprocess.run([sys.executable, "-m", *module], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr[-2000:]
+    one, two = ([json.loads(line) for line in (tmp_path / name / "log.jsonl").read_text().splitlines()] for name in ("one", "two"))
+    assert [line["step"] for line in one] == [line["step"] for line in two] == [1, 2]
+    for mine, theirs in zip(one, two, strict=True):
+        assert theirs["loss"] == pytest.approx(mine["loss"], rel=1e-4)
+    assert (tmp_path / "two" / "last.pt").is_file()
 
 
 def test_who_fails_waits_for_nobody(tmp_path: Path) -> None:
