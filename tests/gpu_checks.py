@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import subprocess
+import sys
+import tempfile
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 NEAR = 0.25  # relative error that bfloat16 may have against float32, after blocks of random weights; a wrong kernel has about 1
@@ -333,7 +337,23 @@ class RecordedNoise:
         return self.recording["in.renoise"][clock.block, step - 1].transpose(0, 1)[None]
 
 
+def replay(place: Place) -> dict[str, Any]:
+    """A session of the garden (whose weights are here) on this device, and its file replayed in another process: every frame's hash."""
+    script, blocks = "w*2 w+l*2 idle*3 j*2 a+i*3", min(12, place.blocks)
+    with tempfile.TemporaryDirectory() as folder:
+        file = str(Path(folder) / "walk.session.jsonl")
+        place_words = ["--device", place.device, "--dtype", place.dtype]
+        play = ["play.py", "--headless", "--script", script, "--blocks", str(blocks), "--session", file, *place_words]
+        verify = ["-c", "import sys; from game.cli import main; sys.exit(main(sys.argv[1:]))", "replay", file, "--verify", *place_words]
+        for words in (play, verify):
+            done = subprocess.run([sys.executable, *words], cwd=Path(__file__).parents[1], capture_output=True, text=True)
+            if done.returncode:
+                return {"error": (done.stderr.strip().splitlines() or ["no words"])[-1][:300]}
+    return {"replayed": done.stdout.strip().splitlines()[-1].split(": ", 1)[-1]}
+
+
 CHECKS = {
+    "replay": replay,
     "recordings": recordings,
     "exactness": exactness,
     "host_reads": host_reads,

@@ -56,6 +56,7 @@ def rows(compile_layers: bool = True) -> list[Row]:
         Row("window 6, TAEHV", ("--window", "6", "--decoder", "taehv", *fast), goal="≥ 110 fps", blocks=24, seconds=COLD),
         Row("bfloat16 against float32", check="exactness", goal="within bf16 error"),
         Row("the recordings, in float32", check="recordings", goal="within 1e-4"),
+        Row("a session's file replayed", check="replay", goal="every frame as recorded"),
         Row("nothing read back inside a block", check="host_reads", goal="no synchronisation"),
         Row("kernels in use", check="kernels", goal="attention by Flash or cuDNN"),
         Row("decoder compiled", check="decoder", goal="faster than uncompiled, within bf16 error"),

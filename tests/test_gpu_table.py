@@ -32,7 +32,7 @@ def test_every_row_at_the_smallest(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr("engine.compile_world", partial(compile_world, backend="eager"))
     found = table(rows(compile_layers=False), place, tmp_path / "out", 300, own_process=False)
     here = why_not(torch.device("cpu"), torch.bfloat16) is None  # torch's float8 on this processor
-    assert len(found) == 18 and [name for name, row in found.items() if "error" in row] == ["window 6, float8"] * (not here), found
+    assert len(found) == 19 and [name for name, row in found.items() if "error" in row] == ["window 6, float8"] * (not here), found
     assert found["window 6, TAEHV"]["engine"]["decoder"] == "taehv" and found["window 15"]["fps"] > 0
     assert "commit" not in found["window 6, keys of the last pass"]["stages"]
     assert not here or found["window 6, float8"]["engine"]["linears"] == "float8"
@@ -42,6 +42,7 @@ def test_every_row_at_the_smallest(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert all(0 < error < 0.1 for name, errors in exactness.items() if name != "within" for error in errors)
     recorded = found["the recordings, in float32"]
     assert recorded["within"] is True and all(0 < recorded[part] < 1e-5 for part in ("denoiser", "encoder", "decoder", "tiny decoder"))
+    assert found["a session's file replayed"] == {"replayed": "1 blocks, every frame as recorded"}
     kernels = found["kernels in use"]
     assert kernels["attention"] == {"auto": "torch sdpa"} | dict.fromkeys(("tokens", "mouse", "keyboard"), "plain products")
     assert kernels["attention flash"]["tokens"] == "flash" and kernels["attention flash"]["transformer_ms"] > 0
@@ -52,7 +53,7 @@ def test_every_row_at_the_smallest(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert json.loads((tmp_path / "out" / "gpu_table.json").read_text()) == found
     text = (tmp_path / "out" / "gpu_table.md").read_text()
     lines = [line for line in text.splitlines() if line.startswith("| ")]
-    assert len(lines) == 2 + 18 and "≥ 60 fps" in text and "TFLOP/s" in text and "(import " in text and " GB/s, a copy " in text
+    assert len(lines) == 2 + 19 and "≥ 60 fps" in text and "TFLOP/s" in text and "(import " in text and " GB/s, a copy " in text
     assert {line.count(" |") for line in lines} == {10}
 
 
