@@ -46,15 +46,15 @@ def main() -> None:
         tables, kept = measures.stable(world, args.minutes)
         if args.sheet:
             contact_sheet(kept, 8, args.sheet)
-        found = {"minutes": args.minutes[0], **tables[0]}
-        later = {
-            f"after {m:g} min": {name: ratio["ratio"] for name, ratio in t.items()}
-            for m, t in zip(args.minutes[1:], tables[1:], strict=True)
-        }
-        for number in range(1, 1 + args.other_walks):
-            table = measures.stable(world, args.minutes[:1], number)[0][0]
-            later[f"walk {number + 1}"] = {name: ratio["ratio"] for name, ratio in table.items()}
-        return found | later
+        found: measures.Table = {"minutes": args.minutes[0], **tables[0]}
+        for number in range(1 + args.other_walks):
+            walk = f"walk {number + 1}" if number else ""
+            tables = measures.stable(world, args.minutes, number)[0] if number else tables
+            names = (walk, *(f"{walk} after {m:g} min".strip() for m in args.minutes[1:]))
+            for name, table in zip(names, tables, strict=True):
+                if name:  # of the first walk the first table is there already
+                    found[name] = {part: ratio["ratio"] for part, ratio in table.items()}
+        return found
 
     def quiet() -> measures.Table:
         table = {"starts": args.starts, **measures.quiet(world, args.starts, args.quiet_minutes)}
