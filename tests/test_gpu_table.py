@@ -42,7 +42,7 @@ def test_every_row_at_the_smallest(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert all(0 < error < 0.1 for name, errors in exactness.items() if name != "within" for error in errors)
     recorded = found["the recordings, in float32"]
     assert recorded["within"] is True and all(0 < recorded[part] < 1e-5 for part in ("denoiser", "encoder", "decoder", "tiny decoder"))
-    assert found["a session's file replayed"] == {"replayed": "1 blocks, every frame as recorded"}
+    assert found["a session's file replayed"] == {"replayed": "1 block, every frame as recorded"}
     kernels = found["kernels in use"]
     assert kernels["attention"] == {"auto": "torch sdpa"} | dict.fromkeys(("tokens", "mouse", "keyboard"), "plain products")
     assert kernels["attention flash"]["tokens"] == "flash" and kernels["attention flash"]["transformer_ms"] > 0

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
 
-from engine import Action, ActionSpace, World
+from engine import Action, ActionSpace, Session, World
 from engine.clock import BlockClock
+from engine.conditioning import StartCondition
 from training.flow_sign import motion
 from training.latents import FULL_LOOK
 from training.simulator import FPS, Pose, is_free, random_poses, render, step
@@ -54,8 +56,19 @@ def simulate(world: World, pose: Pose, actions: list[Action]) -> np.ndarray:
     return pictures(walk(world, pose, actions)[:-1])
 
 
+_encoded: WeakKeyDictionary[World, dict[bytes, StartCondition]] = WeakKeyDictionary()  # of each world, what start pictures have become
+
+
+def begin(world: World, start: np.ndarray, seed: int = 0) -> Session:
+    """A session from a picture; one that begins with the same again need not encode it, which takes as long as ten blocks."""
+    known, picture = _encoded.setdefault(world, {}), start.tobytes()
+    session = world.session(seed=seed, start=known.get(picture, start), rewind_mb=0)
+    known[picture] = session.start
+    return session
+
+
 def play(world: World, start: np.ndarray, actions: list[Action], seed: int = 0) -> np.ndarray:
-    session = world.session(seed=seed, start=start, rewind_mb=0)
+    session = begin(world, start, seed)
     return np.concatenate([session.step(action) for action in actions])
 
 
@@ -189,7 +202,7 @@ def quiet(world: World, count: int, minutes: float) -> Table:
     """Standing still: grey levels by which the picture of the last second differs from that of the first, on average over pixels."""
     drift, slide = [], []
     for i, (_, picture) in enumerate(starts(count, SEED + 5)):
-        session = world.session(seed=i, start=picture, rewind_mb=0)
+        session = begin(world, picture, i)
         blocks = [session.step(Action()) for _ in range(round(minutes * MINUTE))]
         first, last = (np.concatenate(part)[:FPS].astype(np.float32).mean(0) for part in (blocks[1:3], blocks[-2:]))
         drift.append(float(np.abs(last - first).mean()))
@@ -235,7 +248,7 @@ def stable(world: World, minutes: Sequence[float], number: int = 0) -> tuple[lis
     seed = SEED + 1000 * number + 2
     pose, picture = starts(1, seed)[0]
     actions = random_walk(max(ends), np.random.default_rng(seed))
-    session = world.session(seed=1, start=picture, rewind_mb=0)
+    session = begin(world, picture, 1)
     kept: list[list[np.ndarray]] = [[], [], []]
     late: list[list[dict[str, float]]] = [[] for _ in ends]
     shown, whole = 0, BlockClock(block=max(ends)).frames.start

@@ -295,6 +295,6 @@ def _all_alike(check: Check) -> str:
     """No block differed: how many were looked at. "Every frame" is for when that were all of them."""
     planned, missed = len(check.plan), len(check.plan) - check.compared - check.unhashed
     if check.compared == planned:
-        return f"{planned} blocks, every frame as recorded"
+        return f"{planned} block{'s' * (planned != 1)}, every frame as recorded"
     rest = [f"{count} {why}" for count, why in ((check.unhashed, "never hashed"), (missed, "not played")) if count]
     return f"{check.compared} of {planned} blocks compared, those as recorded; {', '.join(rest)}"

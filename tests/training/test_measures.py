@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from engine import Action, load_config
+from engine import Action, World, load_config
 from training import measures
 from training.simulator import rollout
 
@@ -30,7 +30,7 @@ class Perfect:
             frames = measures.pictures(poses[:-1])
             return np.broadcast_to(start, frames.shape) if self.lazy else frames
 
-        return SimpleNamespace(step=step)
+        return SimpleNamespace(step=step, start=start)
 
 
 def same(a: np.ndarray, b: np.ndarray) -> bool:
@@ -51,6 +51,18 @@ def test_a_perfect_world_is_true_and_obeys_and_a_lazy_one_does_not() -> None:
     assert table["psnr_1s"] > 60 and table["repeat_first_1s"] < 25 and table["idle_1s"] > 60
     lazy = measures.faithful(Perfect(2, measures.SEED, lazy=True), 2, seconds=(1,))
     assert lazy["psnr_1s"] == pytest.approx(lazy["repeat_first_1s"])
+
+
+def test_a_start_picture_is_encoded_once() -> None:
+    world = World.load("garden", dtype="float32")
+    picture = measures.starts(1, measures.SEED)[0][1]
+    actions = [Action(frozenset("w"))] * 2
+    session = world.session(seed=3, start=picture)
+    plainly = np.concatenate([session.step(action) for action in actions])
+    assert same(measures.play(world, picture, actions, seed=3), plainly)
+    encoded = measures.begin(world, picture).start
+    assert measures.begin(world, picture, 3).start is encoded
+    assert same(measures.play(world, picture, actions, seed=3), plainly)
 
 
 def test_holding_still_is_quiet() -> None:
