@@ -30,6 +30,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", choices=DTYPES, default="auto", help="numbers to compute in; auto: bfloat16 where that is native")
     parser.add_argument("--starts", type=int, default=64)
+    parser.add_argument("--choose", type=int, metavar="SEED", help="faithful on other starts, to choose weights by: 900000 to 989000")
     parser.add_argument("--minutes", type=float, nargs="+", default=[10, 30], help="walks whose second half is looked at")
     parser.add_argument("--other-walks", type=int, default=2, help="as long as the first: what one passes decides its sharpness")
     parser.add_argument("--quiet-minutes", type=float, default=2, help="how long to stand still")
@@ -40,6 +41,10 @@ def main() -> None:
     parser.add_argument("--film", type=Path, help="animated GIF of a walk")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
+    if args.choose is not None and not 900_000 <= args.choose <= 989_000:
+        parser.error(f"--choose {args.choose}: 900000 to 989000; trainers and the evaluation have the seeds below and above")
+    if args.choose is not None and (args.json or args.only != ["faithful"]):
+        parser.error("--choose goes with --only faithful, and without --json, which is of the starts that nothing was chosen by")
     world = World.load(args.world, weights=args.weights, device=args.device, dtype=args.dtype)
 
     def stable() -> measures.Table:
@@ -66,7 +71,7 @@ def main() -> None:
 
     parts: dict[str, Callable[[], measures.Table]] = {
         "fast": lambda: measures.fast(world),
-        "faithful": lambda: {"starts": args.starts, **measures.faithful(world, args.starts)},
+        "faithful": lambda: {"starts": args.starts, **measures.faithful(world, args.starts, seed=args.choose or measures.SEED)},
         "obedient": lambda: {"starts": args.starts, **measures.obedient(world, args.starts)},
         "turning": lambda: {"starts": args.starts, **measures.turning(world, args.starts)},
         "quiet": quiet,

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from engine import load_config
-from training import page
+from tests.training.test_measures import Perfect, same
+from training import evaluate, measures, page
 
 ROOT = Path(__file__).parents[2]
 MEASURED, IN_FLOAT32 = page.measured()
@@ -35,3 +36,22 @@ def test_the_page_says_what_was_measured() -> None:
         numbers = [f"{found['faithful'][f'psnr_{seconds}s']:.1f}" for found in (MEASURED, IN_FLOAT32)]
         assert all(number in told for number in numbers)
     assert all(f"{found['quiet']['starts']} starts" in told for found in (MEASURED, IN_FLOAT32))
+
+
+@pytest.mark.parametrize(
+    ("words", "says"), [("--choose 5 --only faithful", "900000 to 989000"), ("--choose 970000", "goes with --only faithful"),
+                        ("--choose 970000 --only faithful --json {}", "without --json")]
+)  # fmt: skip
+def test_starts_to_choose_by_are_others_and_go_into_no_table(
+    words: str, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["evaluate", *words.format(tmp_path / "x.json").split()])
+    with pytest.raises(SystemExit):
+        evaluate.main()
+    assert says in capsys.readouterr().err and not (tmp_path / "x.json").exists()
+
+
+def test_other_starts_are_other_walks() -> None:
+    world = Perfect(2, 970_000)
+    assert not same(world.places[0][1], Perfect(1, measures.SEED).places[0][1])
+    assert measures.faithful(world, 2, seconds=(1,), seed=970_000)["psnr_1s"] > 60
