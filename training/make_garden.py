@@ -7,10 +7,11 @@
 Stages: vae, streams (the VAE on long clips), clips (walks are drawn and encoded), starts (first blocks of many more), places (the first
 layers learn where they stand), forcing, rollout, decoder (on imagined latents), then the evaluation of what came of it beside what is
 shipped. 0 minutes leave a stage out; rollouts on the truth are left out unless asked for, because they bring the model nearer to the truth
-and make its pictures softer; so are places on top of what is shipped: it has learned them, and after them the layers that follow must
-learn to draw again, for two hours (docs/GARDEN.md). The same command again goes on where the last one stopped, in the middle of a stage if
-need be. What it makes is a world: `python play.py --world runs/garden/garden.yaml`. Its weights are in files of at most 16 MiB; what a
-stage keeps for itself, such as `last.pt` with its averages and the optimiser's numbers, is larger.
+and make its pictures softer (a share of them is mixed in by training.average, once one has looked); so are places on top of what is
+shipped: it has learned them, and after them the layers that follow must learn to draw again, for two hours (docs/GARDEN.md). The same command again goes on
+where the last one stopped, in the middle of a stage if need be. What it makes is a world: `python play.py --world runs/garden/garden.yaml`.
+Its weights are in files of at most 16 MiB; what a stage keeps for itself, such as `last.pt` with its averages and the optimiser's numbers,
+is larger.
 
 Of what is set for a GPU, clips, starts and forcing have been run on one (an H200, for minutes: docs/GARDEN.md); the rest is a plan.
 """
@@ -42,7 +43,7 @@ OPTIONS = {
         "starts": "--idle 0.08 --blocks 1 --walks 1 --draw 16 --shard 800",
         "places": "",
         "forcing": "--resampling 0.7",
-        "rollout": "--pool 480 --grow-every 3 --batch 8 --first-horizon 3 --idle 0.2",
+        "rollout": "--pool 480 --grow-every 3 --batch 8 --first-horizon 3 --idle 0.2 --robust 0.1",
         "decoder": "",
     },
     "cuda": {
@@ -52,7 +53,7 @@ OPTIONS = {
         "starts": "--idle 0.08 --blocks 1 --walks 1 --draw 128 --shard 1024 --no-compile",
         "places": "--batch 64",
         "forcing": "--batch 160 --blocks 6 --starts-batch 160 --resampling 0.7 --context-noise 0.2",
-        "rollout": "--batch 48 --pool 4000 --grow-every 1 --draw 6 --first-horizon 3 --idle 0.2",
+        "rollout": "--batch 48 --pool 4000 --grow-every 1 --draw 6 --first-horizon 3 --idle 0.2 --robust 0.1",
         "decoder": "",
     },
 }
