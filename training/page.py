@@ -23,7 +23,7 @@ def tables(ours: Table, wide: Table) -> str:
     lines = [f"Measured on {weights} (SHA-256).", "", "| | measured | target |", "| --- | --- | --- |"]
     lines += [f"| {' | '.join(row)} |" for row in _rows(ours)]
     head = "1 s | 4 s | 16 s | first frame | a turn | still for two minutes | keys, at once"
-    walks = list(_walks(ours["stable"]))
+    walks = [walk for walk in _walks(ours["stable"]) if walk in _walks(wide["stable"])]
     lines += [
         "",
         "The same in float32, in which a processor without bfloat16 of its own plays (in brackets means of each start's PSNR; of the",
@@ -31,7 +31,7 @@ def tables(ours: Table, wide: Table) -> str:
     lines += ["second halves of walks sharpness, contrast and saturation):", ""]
     lines += [f"| | {head} | {' | '.join(walks)} |", "| --- " * (8 + len(walks)) + "|"]
     for table in (ours, wide):
-        seen = [_three(found) for found in _walks(table["stable"]).values()]
+        seen = [_three(_walks(table["stable"])[walk]) for walk in walks]
         lines.append(f"| {' | '.join([table['dtype'], *_numbers(table), *seen])} |")
     return "\n".join(lines)
 
@@ -39,8 +39,7 @@ def tables(ours: Table, wide: Table) -> str:
 def _rows(found: Table) -> list[tuple[str, str, str]]:
     faithful, turning, quiet, stable, obedient = (found[part] for part in ("faithful", "turning", "quiet", "stable", "obedient"))
     starts = f"{faithful['starts']} starts"
-    asked = sum(int(obedient[key].split(",")[0].split("/")[1]) for key in "wsadjlik")
-    share = f"**{100 * obedient['share']:.3g} %** ({round(obedient['share'] * asked)} of {asked})"
+    share = f"**{100 * obedient['share']:.3g} %** ({round(obedient['share'] * _asked(obedient))} of {_asked(obedient)})"
     rows = [
         (
             f"holding a key for four blocks moves the picture the right way ({obedient['starts']} starts a key)",
@@ -85,7 +84,12 @@ def _numbers(found: Table) -> list[str]:
     said += [f"{faithful['psnr_first_frame']:.1f}"]
     said += [f"{turning['psnr_to_start']:.1f} ({turning['psnr_to_start_mean_of_starts']:.1f})"]
     said += [f"{found['quiet']['mean_drift']:.1f}, {found['quiet']['starts']} starts"]
-    return [*said, f"{100 * obedient['share']:.3g} %, {100 * obedient['share_at_once']:.3g} %"]
+    return [*said, f"{100 * obedient['share']:.3g} %, {100 * obedient['share_at_once']:.3g} % of {_asked(obedient)}"]
+
+
+def _asked(obedient: Table) -> int:
+    """How often a key was held."""
+    return sum(int(obedient[key].split(",")[0].split("/")[1]) for key in "wsadjlik")
 
 
 def _three(looks: dict[str, float]) -> str:
