@@ -7,11 +7,10 @@
 Stages: vae, streams (the VAE on long clips), clips (walks are drawn and encoded), starts (first blocks of many more), places (the first
 layers learn where they stand), forcing, rollout, decoder (on imagined latents), then the evaluation of what came of it beside what is
 shipped. 0 minutes leave a stage out; rollouts on the truth are left out unless asked for, because they bring the model nearer to the truth
-and make its pictures softer (a share of them is mixed in by training.average, once one has looked); so are places on top of what is
-shipped: it has learned them, and after them the layers that follow must learn to draw again, for two hours (docs/GARDEN.md). The same
-command again goes on where the last one stopped, in the middle of a stage if need be. What it makes is a world: `python play.py --world
-runs/garden/garden.yaml`. Its weights are in files of at most 16 MiB; what a stage keeps for itself, such as `last.pt` with its averages
-and the optimiser's numbers, is larger.
+and make its pictures softer; so are places on top of what is shipped: it has learned them, and after them the layers that follow must
+learn to draw again, for two hours (docs/GARDEN.md). The same command again goes on where the last one stopped, in the middle of a stage if
+need be. What it makes is a world: `python play.py --world runs/garden/garden.yaml`. Its weights are in files of at most 16 MiB; what a
+stage keeps for itself, such as `last.pt` with its averages and the optimiser's numbers, is larger.
 
 Of what is set for a GPU, clips, starts and forcing have been run on one (an H200, for minutes: docs/GARDEN.md); the rest is a plan.
 """
