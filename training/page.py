@@ -1,6 +1,8 @@
 """Write what was measured into docs/GARDEN.md: the tables between its two marks, from docs/garden.json and docs/garden_float32.json.
 
-python -m training.page
+    python -m training.page
+
+Both come from `training.evaluate`; `tests/training/test_evaluation.py` holds the page, the files and the weights in the box together.
 """
 
 from __future__ import annotations
@@ -24,11 +26,8 @@ def tables(ours: Table, wide: Table) -> str:
     lines += [f"| {' | '.join(row)} |" for row in _rows(ours)]
     head = "1 s | 4 s | 16 s | first frame | a turn | still for two minutes | keys, at once"
     walks = [walk for walk in _walks(ours["stable"]) if walk in _walks(wide["stable"])]
-    lines += [
-        "",
-        "The same in float32, in which a processor without bfloat16 of its own plays (in brackets means of each start's PSNR; of the",
-    ]
-    lines += ["second halves of walks sharpness, contrast and saturation):", ""]
+    lines += ["", "The same in float32, in which a processor without bfloat16 of its own plays"]
+    lines += ["(in brackets means of each start's PSNR; of the second halves of walks sharpness, contrast and saturation):", ""]
     lines += [f"| | {head} | {' | '.join(walks)} |", "| --- " * (8 + len(walks)) + "|"]
     for table in (ours, wide):
         seen = [_three(_walks(table["stable"])[walk]) for walk in walks]

@@ -74,8 +74,7 @@ def run(args: argparse.Namespace) -> int:
     from game.serve.worlds import Worlds
 
     offers = _offers(args)
-    place = place_of(args)
-    worlds = Worlds(offers, place.pop("device"), place.pop("dtype"), args.rewind_mb, **place)
+    worlds = Worlds(offers, rewind_mb=args.rewind_mb, **place_of(args))
     if not offers[0].starts:
         print(f"reverie: {offers[0].config.start_missing()}; or everybody sends one", file=sys.stderr)
     worlds.load(0, _progress(offers[0]))

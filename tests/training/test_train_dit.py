@@ -7,6 +7,7 @@ import json
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -38,21 +39,31 @@ class Counted(TrainingRun):
         return min(1.0, self.step / self.minutes)
 
 
+def fill(folder: Path) -> None:
+    """Walks and first blocks, as `training.make_clips` leaves them."""
+    for name, clips in (("feed", random_clips(3)), ("starts", first_blocks(4))):
+        (folder / name).mkdir()
+        write_shard(clips, folder / name, 1)
+
+
+def logged(trainer: ModuleType, words: str, out: Path, monkeypatch: pytest.MonkeyPatch) -> list[dict]:
+    """What the command with these ``words`` reports, of a small denoiser, step by step."""
+    monkeypatch.setattr(sys, "argv", ["x", *words.split()])
+    monkeypatch.setattr(trainer, "garden_dit", small_dit)
+    monkeypatch.setattr(trainer, "TrainingRun", functools.partial(Counted, report_every=0.0))
+    trainer.main()
+    return [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+
+
 def train(folder: Path, steps: int, monkeypatch: pytest.MonkeyPatch, more: str = "", run: str = "run") -> list[dict]:
     words = f"--vae none --feed {folder}/feed --starts {folder}/starts --out {folder}/{run} --minutes {steps} --batch 2 --blocks 2"
     words += " --lr 4e-3 --starts-batch 4 --guided-layer 0 --told-layer 1 --resampling 1 --resampling-at-once --no-compile --device cpu"
     words += f" {more}"
-    monkeypatch.setattr(sys, "argv", ["train_dit", *words.split()])
-    monkeypatch.setattr(train_dit, "garden_dit", small_dit)
-    monkeypatch.setattr(train_dit, "TrainingRun", functools.partial(Counted, report_every=0.0))
-    train_dit.main()
-    return [json.loads(line) for line in (folder / run / "log.jsonl").read_text().splitlines()]
+    return logged(train_dit, words, folder / run, monkeypatch)
 
 
 def test_first_blocks_are_learned_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    for name, clips in (("feed", random_clips(3)), ("starts", first_blocks(4))):
-        (tmp_path / name).mkdir()
-        write_shard(clips, tmp_path / name, 1)
+    fill(tmp_path)
     lines = train(tmp_path, 12, monkeypatch)
     assert [line["step"] for line in lines] == list(range(1, 13))
     assert all({"loss", "s1.00", "pose", "seen", "starts", "their pose"} <= set(line) for line in lines)
@@ -65,9 +76,7 @@ def test_first_blocks_are_learned_too(tmp_path: Path, monkeypatch: pytest.Monkey
 
 def test_guides_are_fitted_to_weights_that_came_without_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Else what heads that know nothing ask of the network would be the first thing that it learns."""
-    for name, clips in (("feed", random_clips(3)), ("starts", first_blocks(4))):
-        (tmp_path / name).mkdir()
-        write_shard(clips, tmp_path / name, 1)
+    fill(tmp_path)
     torch.manual_seed(5)
     save_file(small_dit().state_dict(), tmp_path / "exported.safetensors")
     fitted: list[bool] = []
@@ -95,18 +104,14 @@ def test_first_blocks_alone_are_no_walks(tmp_path: Path, monkeypatch: pytest.Mon
 def test_where_the_past_begins_is_told_in_shares(
     shares: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for name, clips in (("feed", random_clips(3)), ("starts", first_blocks(4))):
-        (tmp_path / name).mkdir()
-        write_shard(clips, tmp_path / name, 1)
+    fill(tmp_path)
     with pytest.raises(SystemExit):
         train(tmp_path, 1, monkeypatch, f"--begins {shares}")
     assert f"--begins {shares}: shares" in capsys.readouterr().err and not (tmp_path / "run").exists()
 
 
 def test_the_past_begins_where_it_is_told_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, clips in (("feed", random_clips(3)), ("starts", first_blocks(4))):
-        (tmp_path / name).mkdir()
-        write_shard(clips, tmp_path / name, 1)
+    fill(tmp_path)
     begun: list[int] = []
     played = Resampler.__call__
     monkeypatch.setattr(
@@ -121,11 +126,7 @@ def test_the_past_begins_where_it_is_told_to(tmp_path: Path, monkeypatch: pytest
 def finetune(folder: Path, steps: int, monkeypatch: pytest.MonkeyPatch, more: str = "", run: str = "tuned") -> list[dict]:
     words = f"--vae none --start-from {folder}/exported.safetensors --feed {folder}/feed --out {folder}/{run} --minutes {steps} --batch 2"
     words += f" --lr 1e-3 --first-horizon 2 --last-horizon 3 --guided-layer 0 --told-layer 1 --device cpu {more}"
-    monkeypatch.setattr(sys, "argv", ["finetune", *words.split()])
-    monkeypatch.setattr(tuning, "garden_dit", small_dit)
-    monkeypatch.setattr(tuning, "TrainingRun", functools.partial(Counted, report_every=0.0))
-    tuning.main()
-    return [json.loads(line) for line in (folder / run / "log.jsonl").read_text().splitlines()]
+    return logged(tuning, words, folder / run, monkeypatch)
 
 
 def test_rollouts_go_on_from_exported_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
