@@ -88,7 +88,7 @@ class World:
         Raises WorldError (WeightError for files) with one line that says what is wrong.
         """
         config = world if isinstance(world, WorldConfig) else load_config(world)
-        place, decoding = _device(device), _device(decode_device or device)
+        place, decoding = device_named(device), device_named(decode_device or device)
         kind = choose_dtype(dtype or config.dtype, place)
         choose_attention(attention, place, kind, config)
         _check_linears(config, place, kind)
@@ -118,7 +118,7 @@ class World:
     ) -> World:  # fmt: skip
         """A world of the same shapes with random weights and no files: to measure with, not to look at. Raises WorldError as `load`."""
         config = world if isinstance(world, WorldConfig) else load_config(world)
-        place, decoding = _device(device), _device(decode_device or device)
+        place, decoding = device_named(device), device_named(decode_device or device)
         kind = choose_dtype(dtype or config.dtype, place)
         _check_linears(config, place, kind)
         dit, vae = _build(DiT, config.model), _build(VAE, config.vae)
@@ -316,8 +316,8 @@ def _build(kind: Callable[[Any], Module], config: object) -> Module:
         raise WorldError(f"no {kind.__name__} can be built of these sizes: {one_line(error, 120)}") from None
 
 
-def _device(name: str) -> torch.device:
-    """The device of that name, tried out. torch names many it may lack, and refuses them in almost any way."""
+def device_named(name: str) -> torch.device:
+    """The device of that name, tried out. Raises WorldError. torch names many it may lack, and refuses them in almost any way."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about names it is giving up

@@ -10,6 +10,7 @@ be looked at (`training.heldout`).
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from models.errors import one_line
+from training.arguments import in_a_line, new_folder
 
 
 def mean_of(weights: Sequence[Mapping[str, Tensor]], shares: Sequence[float] | None = None) -> dict[str, Tensor]:
@@ -71,6 +73,7 @@ def check_files(parser: argparse.ArgumentParser, runs: Sequence[Path], out: Path
     return paths
 
 
+@in_a_line
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", type=Path, nargs="+", help="folders of runs, their last.pt, or exported safetensors")
@@ -84,9 +87,9 @@ def main() -> None:
         state = average([read(path) for path in paths], args.shares)
     except ValueError as error:
         parser.error(str(error))
-    args.out.parent.mkdir(parents=True, exist_ok=True)
+    new_folder(args.out.parent)
     torch.save(state, args.out)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

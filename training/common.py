@@ -18,6 +18,7 @@ from torch.overrides import TorchFunctionMode
 
 from engine.world import choose_dtype
 from models.errors import one_line
+from training.arguments import new_folder
 
 FITTING = "takes weights of this network: name others, or give configs/garden.yaml their sizes"  # advice, after an option's name
 
@@ -204,7 +205,7 @@ class TrainingRun:
 
     def __init__(self, folder: Path, minutes: float, report_every: float = 20.0) -> None:
         self.folder, self.minutes, self.report_every = folder, minutes, report_every
-        folder.mkdir(parents=True, exist_ok=True)
+        new_folder(folder)
         self.step, self.seconds = 0, 0.0
         self._mark = self._reported = time.monotonic()
         self._sums: dict[str, float | Tensor] = {}

@@ -20,6 +20,7 @@ from engine.actions import Action
 from engine.config import WorldConfig, load_config
 from engine.picture import fit_frame
 from models.errors import WorldError
+from training.arguments import in_a_line, new_folder
 from training.sessions import MAX_FRAMES, Film, read_csv, session_of
 
 
@@ -35,7 +36,7 @@ def convert(film: Path, table: Path, config: WorldConfig, target: Path) -> int:
     frames, begins, done = Film(film), [frame for frame, _ in actions], []
     import imageio_ffmpeg  # there, or Film would have said so
 
-    target.parent.mkdir(parents=True, exist_ok=True)
+    new_folder(target.parent)
     size = (config.width, config.height)
     fine = ["-crf", "12"]
     output = imageio_ffmpeg.write_frames(str(target), size, fps=config.fps, codec="libx264", output_params=fine, macro_block_size=1)
@@ -65,20 +66,16 @@ def _write_session(path: Path, config: WorldConfig, actions: list[Action]) -> No
     path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="ascii")
 
 
-def main() -> int:
+@in_a_line
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("film", type=Path)
     parser.add_argument("actions", type=Path, help="lines frame,keys,pitch,yaw")
     parser.add_argument("--world", default="garden", help="whose size, rate and keys it is for")
     parser.add_argument("--out", type=Path, required=True, help="a new .mp4")
     args = parser.parse_args()
-    try:
-        count = convert(args.film, args.actions, load_config(args.world), args.out)
-    except WorldError as error:
-        print(error, file=sys.stderr)
-        return 2
+    count = convert(args.film, args.actions, load_config(args.world), args.out)
     print(f"{args.out} and {session_of(args.out)}: {count} frames")
-    return 0
 
 
 if __name__ == "__main__":

@@ -11,12 +11,14 @@ from __future__ import annotations
 
 import argparse
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from training.arguments import in_a_line, new_folder
 from training.average import check_files, read
 
 LAYER = re.compile(r"blocks\.(\d+)\.(.+)")
@@ -49,6 +51,7 @@ def deepened(weights: Mapping[str, Tensor], after: int, copies: Sequence[int]) -
     return deeper
 
 
+@in_a_line
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, help="a run's folder, its last.pt, or exported safetensors")
@@ -63,9 +66,9 @@ def main() -> None:
     except ValueError as error:
         parser.error(str(error))
     helper = {"helper": state["helper"]} if "helper" in state else {}
-    args.out.parent.mkdir(parents=True, exist_ok=True)
+    new_folder(args.out.parent)
     torch.save({"step": state["step"], "seconds": state["seconds"], **deeper, **helper}, args.out)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

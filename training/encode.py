@@ -26,6 +26,7 @@ from engine.config import WorldConfig, load_config
 from engine.picture import to_video
 from models.errors import WorldError, one_line
 from models.vae import VAE
+from training.arguments import add_device, in_a_line, new_folder, whole
 from training.dataset import SUFFIX, Clip
 from training.latents import FULL_LOOK
 from training.parts import image_tokens, make_vae
@@ -98,39 +99,34 @@ def check_targets(names: Sequence[str], folder: Path) -> None:
             )
 
 
-def main() -> int:
+@in_a_line
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("films", type=Path, nargs="*", help=".mp4 with a .session.jsonl beside each")
     parser.add_argument("--out", type=Path, required=True, help="folder of clips")
     parser.add_argument("--world", default="garden", help="a name or a yaml: whose VAE, size and keys")
     parser.add_argument("--weights", type=Path, help="folder of the world's weights, where they are not bundled")
-    parser.add_argument("--blocks", type=int, default=9, help="the longest clip, in blocks")
-    parser.add_argument("--walks", type=int, default=0, help="this many walks of the garden's simulator")
-    parser.add_argument("--seed", type=int, default=0, help="of the walks, below 900000; the evaluation's are above")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--blocks", type=whole(2), default=9, help="the longest clip, in blocks")
+    parser.add_argument("--walks", type=whole(0), default=0, help="this many walks of the garden's simulator")
+    parser.add_argument("--seed", type=whole(0, 899_999), default=0, help="of the walks, below 900000; the evaluation's are above")
+    add_device(parser)
     args = parser.parse_args()
-    try:
-        if not (args.films or args.walks) or args.blocks < 2:
-            raise WorldError("nothing to encode: give films, or --walks N; --blocks is at least 2")
-        config = load_config(args.world)
-        if args.walks and config.name != "garden":
-            raise WorldError(f"--walks are the garden's, not {config.name}'s; record some instead")
-        names = [film.stem for film in args.films] + ([f"walk-{args.seed}"] if args.walks else [])
-        check_targets(names, args.out)
-        device = torch.device(args.device)
-        vae = make_vae(config, args.weights, device)
-        args.out.mkdir(parents=True, exist_ok=True)
-        sources = [film_clips(film, config, args.blocks) for film in args.films]
-        sources += [walk_clips(args.walks, args.seed, args.blocks)] if args.walks else []
-        for name, clips in zip(names, sources, strict=True):
-            count = 0
-            for count, clip in enumerate(clips, 1):
-                encode(config, vae, *clip, device, args.weights).save(args.out / f"{name}-{count:05d}{SUFFIX}", name)
-            print(f"{name}: {count} clips", flush=True)
-    except WorldError as error:
-        print(error, file=sys.stderr)
-        return 2
-    return 0
+    if not (args.films or args.walks):
+        raise WorldError("nothing to encode: give films, or --walks N")
+    config = load_config(args.world)
+    if args.walks and config.name != "garden":
+        raise WorldError(f"--walks are the garden's, not {config.name}'s; record some instead")
+    names = [film.stem for film in args.films] + ([f"walk-{args.seed}"] if args.walks else [])
+    check_targets(names, args.out)
+    vae = make_vae(config, args.weights, args.device)
+    new_folder(args.out)
+    sources = [film_clips(film, config, args.blocks) for film in args.films]
+    sources += [walk_clips(args.walks, args.seed, args.blocks)] if args.walks else []
+    for name, clips in zip(names, sources, strict=True):
+        count = 0
+        for count, clip in enumerate(clips, 1):
+            encode(config, vae, *clip, args.device, args.weights).save(args.out / f"{name}-{count:05d}{SUFFIX}", name)
+        print(f"{name}: {count} clips", flush=True)
 
 
 if __name__ == "__main__":

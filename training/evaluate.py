@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict
@@ -20,20 +21,22 @@ from pathlib import Path
 from engine import World, load_config
 from engine.config import DTYPES
 from training import measures
+from training.arguments import count, in_a_line, new_folder, positive, whole
 from training.pictures import compare_sheet, contact_sheet, film
 
 
+@in_a_line
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--world", default="garden")
     parser.add_argument("--weights", help="folder of other weights")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", choices=DTYPES, default="auto", help="numbers to compute in; auto: bfloat16 where that is native")
-    parser.add_argument("--starts", type=int, default=64)
+    parser.add_argument("--starts", type=count, default=64)
     parser.add_argument("--choose", type=int, metavar="SEED", help="faithful on other starts, to choose weights by: 900000 to 989000")
-    parser.add_argument("--minutes", type=float, nargs="+", default=[10, 30], help="walks whose second half is looked at")
-    parser.add_argument("--other-walks", type=int, default=2, help="as long as the first: what one passes decides its sharpness")
-    parser.add_argument("--quiet-minutes", type=float, default=2, help="how long to stand still")
+    parser.add_argument("--minutes", type=positive, nargs="+", default=[10, 30], help="walks whose second half is looked at")
+    parser.add_argument("--other-walks", type=whole(0), default=2, help="as long as the first: what one passes decides its sharpness")
+    parser.add_argument("--quiet-minutes", type=positive, default=2, help="how long to stand still")
     parser.add_argument("--only", choices=("fast", "faithful", "obedient", "turning", "quiet", "stable", "none"), action="append")
     parser.add_argument("--missing", action="store_true", help="with --json: only what is not in it yet")
     parser.add_argument("--sheet", type=Path, help="contact sheet of the stability walk: ten seconds, a minute, all of it")
@@ -45,6 +48,8 @@ def main() -> None:
         parser.error(f"--choose {args.choose}: 900000 to 989000; trainers and the evaluation have the seeds below and above")
     if args.choose is not None and (args.json or args.only != ["faithful"]):
         parser.error("--choose goes with --only faithful, and without --json, which is of the starts that nothing was chosen by")
+    if args.json:
+        new_folder(args.json.parent)
     world = World.load(args.world, weights=args.weights, device=args.device, dtype=args.dtype)
 
     def stable() -> measures.Table:
@@ -81,7 +86,10 @@ def main() -> None:
     played = json.loads(json.dumps(played))  # tuples become lists
     result: dict[str, object] = dict(played)
     if args.json and args.json.exists():
-        before = json.loads(args.json.read_text())
+        try:
+            before = dict(json.loads(args.json.read_text()))
+        except (ValueError, OSError, TypeError):
+            parser.error(f"--json {args.json} is there and is no evaluation: name another file")
         result |= before if all(before.get(name) == value for name, value in played.items()) else {}
     for name, measure in parts.items():
         if (args.only and name not in args.only) or (args.missing and name in result):
@@ -100,4 +108,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -16,7 +16,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from models.vae import VAE
-from training.train_vae import garden_vae, sample_clips
+from training.arguments import in_a_line, new_folder
+from training.average import read
+from training.common import load_weights
+from training.train_vae import garden_vae, read_scale, sample_clips
 
 SHARD_BYTES = 16 << 20
 
@@ -32,7 +35,7 @@ def latents_scale(vae: VAE, clips: int = 12, frames: int = 33) -> tuple[list[flo
 def write(weights: dict[str, Tensor], path: Path, metadata: dict[str, str], limit: int = SHARD_BYTES) -> list[Path]:
     """``weights`` in half precision at ``path``, or in shards beside it (``dit-00001-of-00002.safetensors``) if they are more than
     ``limit`` bytes. Each has all the metadata. A world's yaml lists them. Returns what was written; other files of that name go."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    new_folder(path.parent)
     half = {name: tensor.detach().to(torch.float16).contiguous() for name, tensor in weights.items()}
     shards: list[dict[str, Tensor]] = [{}]
     room = limit - (1 << 14) - 200 * len(half)  # of the header
@@ -53,25 +56,27 @@ def write(weights: dict[str, Tensor], path: Path, metadata: dict[str, str], limi
     return paths
 
 
+@in_a_line
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("kind", choices=("vae", "dit"))
-    parser.add_argument("source", type=Path)
-    parser.add_argument("target", type=Path)
+    parser.add_argument("source", type=Path, help="a run's folder or its last.pt")
+    parser.add_argument("target", type=Path, help="the safetensors to write")
     parser.add_argument("--one-file", action="store_true", help="no shards, however large it is: for what is committed")
     parser.add_argument("--keep-scale", type=Path, help="an exported VAE whose latents' scale stays valid (its encoder is unchanged)")
     args = parser.parse_args()
-    state = torch.load(args.source, weights_only=True, map_location="cpu")
+    try:
+        state = read(args.source / "last.pt" if args.source.is_dir() else args.source)
+    except ValueError as error:
+        parser.error(str(error))
     metadata = {"world": "garden", "step": str(state["step"]), "training_minutes": f"{state['seconds'] / 60:.1f}"}
     weights = dict(state["averaged"])
     if args.kind == "vae":
         vae = garden_vae()
-        vae.load_state_dict(weights)
+        load_weights(vae, weights, args.source, "a VAE is exported from a run of training.train_vae or train_decoder")
         half = {k: v.half().float() for k, v in weights.items()}
         vae.load_state_dict(half)  # measured on the weights that are shipped
         if args.keep_scale:
-            from training.train_vae import read_scale
-
             mean, std = read_scale(args.keep_scale)
         else:
             mean, std = latents_scale(vae)
@@ -83,4 +88,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

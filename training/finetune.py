@@ -10,12 +10,14 @@ horizon grows from two blocks to the clip's nine, which is past the point where 
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
 import torch
 
 from engine import load_config
 from models.dit import DiT
+from training.arguments import add_device, add_seed, count, in_a_line, positive, rate, share, weight, whole
 from training.common import Trainee, TrainingRun, working_dtype
 from training.draws import BatchNoise
 from training.guide import FIT_BATCHES, Guides, PoseGuide
@@ -58,31 +60,37 @@ class Rollout:
         return {"loss": sum(errors) / len(errors), "first": errors[0], "last": errors[-1]}
 
 
+@in_a_line
 def main() -> None:
+    layer = whole(0, load_config("garden").model.num_layers - 1)
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--vae", type=Path, required=True)
     parser.add_argument("--start-from", type=Path, required=True, help="a run's folder (its clips serve too), or exported safetensors")
     parser.add_argument("--out", type=Path, default=Path("runs/tuned"))
-    parser.add_argument("--minutes", type=float, default=25)
-    parser.add_argument("--batch", type=int, default=12)
-    parser.add_argument("--lr", type=float, default=6e-4)
-    parser.add_argument("--first-horizon", type=int, default=2)
-    parser.add_argument("--last-horizon", type=int, default=CLIP_BLOCKS, help="blocks; the ring overwrites itself from the sixth on")
-    parser.add_argument("--robust", type=float, default=0.0, help="a block's error beyond this counts as its logarithm; 0: as it is")
-    parser.add_argument("--guidance", type=float, default=0.5, help="weight of the pose's error beside the picture's")
-    parser.add_argument("--guided-layer", type=int, default=5, help="as train_dit has it: that guide is kept and not asked")
-    parser.add_argument("--told-layer", type=int, default=6, help="whose tokens tell the pose of what is to be drawn")
-    parser.add_argument("--first-clips", type=int, default=60, help="clips encoded before the first step")
-    parser.add_argument("--grow-every", type=int, default=3, help="steps between two batches of new clips")
-    parser.add_argument("--draw", type=int, default=2, help="start pictures of a batch of new clips, which has two clips of each")
-    parser.add_argument("--pool", type=int, default=480, help="only the newest so many clips are kept: each is seen equally often")
+    parser.add_argument("--minutes", type=positive, default=25)
+    parser.add_argument("--batch", type=count, default=12)
+    parser.add_argument("--lr", type=rate, default=6e-4)
+    parser.add_argument("--first-horizon", type=whole(1, CLIP_BLOCKS), default=2)
+    parser.add_argument(
+        "--last-horizon", type=whole(1, CLIP_BLOCKS), default=CLIP_BLOCKS, help="blocks; the ring overwrites itself from the sixth on"
+    )
+    parser.add_argument("--robust", type=weight, default=0.0, help="a block's error beyond this counts as its logarithm; 0: as it is")
+    parser.add_argument("--guidance", type=weight, default=0.5, help="weight of the pose's error beside the picture's")
+    parser.add_argument("--guided-layer", type=layer, default=5, help="as train_dit has it: that guide is kept and not asked")
+    parser.add_argument("--told-layer", type=layer, default=6, help="whose tokens tell the pose of what is to be drawn")
+    parser.add_argument("--first-clips", type=count, default=60, help="clips encoded before the first step")
+    parser.add_argument("--grow-every", type=count, default=3, help="steps between two batches of new clips")
+    parser.add_argument("--draw", type=count, default=2, help="start pictures of a batch of new clips, which has two clips of each")
+    parser.add_argument("--pool", type=count, default=480, help="only the newest so many clips are kept: each is seen equally often")
     parser.add_argument("--feed", type=Path, help="folder that training.make_clips fills: clips come from there, none are made here")
-    parser.add_argument("--idle", type=float, default=1 / 16, help="share of the new clips in which one stands still")
-    parser.add_argument("--seed", type=int, default=0, help="0 to 80: other walks, other noise")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--idle", type=share, default=1 / 16, help="share of the new clips in which one stands still")
+    add_seed(parser)
+    add_device(parser)
     args = parser.parse_args()
+    if args.last_horizon < args.first_horizon:
+        parser.error(f"--last-horizon {args.last_horizon}: not below --first-horizon, which is {args.first_horizon}")
     feed = None if args.feed is None else open_feed(parser, "--feed", args.feed)
-    device = torch.device(args.device)
+    device = args.device
     run = TrainingRun(args.out, args.minutes)
     torch.manual_seed(0)  # of the fresh weights
     dit = garden_dit().to(device)
@@ -141,4 +149,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -11,6 +11,7 @@ forgotten how to read what the noise leaves.
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
 import torch
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from engine import load_config
 from engine.worldfile import asset_folder
+from training.arguments import add_device, count, in_a_line
 from training.common import FITTING, load_weights, weights_for, working_dtype
 from training.dataset import Batch
 from training.draws import BatchNoise
@@ -39,18 +41,19 @@ def unseen(vae: Path, count: int, device: torch.device, idle: float = 1 / 16) ->
     return clips
 
 
+@in_a_line
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", type=Path, nargs="+")
     parser.add_argument("--vae", type=Path, default=asset_folder() / "garden/vae.safetensors")
-    parser.add_argument("--clips", type=int, default=48)
-    parser.add_argument("--still", type=int, default=24, help="clips in which one stands still")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--clips", type=count, default=48)
+    parser.add_argument("--still", type=count, default=24, help="clips in which one stands still")
+    add_device(parser)
     args = parser.parse_args()
     for path in (*args.runs, args.vae):
         if not path.exists():
             parser.error(f"{path} is not there: name a run's folder, its last.pt, or exported safetensors")
-    device = torch.device(args.device)
+    device = args.device
     walks, still = (windows(unseen(args.vae, count, device, idle), device) for count, idle in ((args.clips, 1 / 16), (args.still, 1.0)))
     sampler = load_config("garden").sampler
     for run in args.runs:
@@ -83,4 +86,4 @@ def listed(errors: Tensor, digits: int = 3) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

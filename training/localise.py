@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 from dataclasses import replace
 from math import pi
 from pathlib import Path
@@ -25,6 +26,7 @@ from torch import Tensor, nn
 from engine import load_config
 from models.attention import MaskPlan
 from models.dit import DiT
+from training.arguments import add_device, add_seed, count, in_a_line, positive, rate, weight, whole
 from training.common import FITTING, Trainee, TrainingRun, load_weights, weights_for, working_precision
 from training.guide import FIT_BATCHES, PoseGuide
 from training.latents import CLIP_BLOCKS, Clips, Windows, cut_windows, joined, sample_windows
@@ -104,36 +106,33 @@ def write_whole(dit: DiT, guide: PoseGuide, start: dict[str, Tensor], path: Path
     os.replace(temporary, path)
 
 
+@in_a_line
 def main() -> None:
+    layer = whole(0, load_config("garden").model.num_layers - 1)
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--start-from", type=Path, help="a run's folder, its last.pt, or exported safetensors; else fresh weights")
     parser.add_argument("--feed", type=Path, required=True, help="folder that training.make_clips fills")
     parser.add_argument("--out", type=Path, default=Path("runs/places"))
-    parser.add_argument("--minutes", type=float, default=25)
-    parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--blocks", type=int, default=4)
-    parser.add_argument("--lr", type=float, default=1e-3)
-    parser.add_argument("--noise", type=float, default=0.3, help="at most; how much of it, each block draws")
-    parser.add_argument("--layer", type=int, default=5, help="the last one that is trained; its tokens tell the pose")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--minutes", type=positive, default=25)
+    parser.add_argument("--batch", type=count, default=8)
+    parser.add_argument("--blocks", type=whole(1, CLIP_BLOCKS), default=4)
+    parser.add_argument("--lr", type=rate, default=1e-3)
+    parser.add_argument("--noise", type=weight, default=0.3, help="at most; how much of it, each block draws")
+    parser.add_argument("--layer", type=layer, default=5, help="the last one that is trained; its tokens tell the pose")
+    add_seed(parser)
+    add_device(parser)
     parser.add_argument("--no-compile", action="store_true")
     args = parser.parse_args()
     feed = open_feed(parser, "--feed", args.feed)
-    layers = load_config("garden").model.num_layers
-    if not 0 <= args.layer < layers:
-        parser.error(f"--layer {args.layer}: the garden has layers 0 to {layers - 1}")
-    if not 1 <= args.blocks <= CLIP_BLOCKS:
-        parser.error(f"--blocks {args.blocks}: clips have {CLIP_BLOCKS} blocks")
-    device = torch.device(args.device)
+    device = args.device
     run = TrainingRun(args.out, args.minutes)
     torch.manual_seed(0)
     dit = first_layers(args.layer + 1).to(device)
     localiser = Localiser(dit, BLOCK * args.blocks, device, args.noise).to(device)
-    whole = garden_dit()
+    full = garden_dit()
     if args.start_from is not None:
-        load_weights(whole, weights_for("--start-from", args.start_from)[0], args.start_from, f"--start-from {FITTING}")
-    start = whole.state_dict()
+        load_weights(full, weights_for("--start-from", args.start_from)[0], args.start_from, f"--start-from {FITTING}")
+    start = full.state_dict()
     dit.load_state_dict({name: start[name] for name in dit.state_dict()})
     trainee = Trainee(localiser, run, args.lr, args.lr / 2, 0.997, (*ADAMW, "read"))
     if not args.no_compile:
@@ -173,4 +172,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

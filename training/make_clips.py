@@ -14,11 +14,11 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import sys
 import time
 from pathlib import Path
 
-import torch
-
+from training.arguments import add_device, add_seed, count, in_a_line, new_folder, positive, share
 from training.latents import CLIP_BLOCKS, WALKS_PER_START, ClipMaker, Clips
 from training.train_vae import load_garden_vae
 
@@ -59,34 +59,29 @@ def write_shard(clips: Clips, folder: Path, seed: int) -> Path:
     return path
 
 
+@in_a_line
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--vae", type=Path, required=True, help="exported weights (safetensors)")
     parser.add_argument("--out", type=Path, required=True, help="folder of the shards")
-    parser.add_argument("--minutes", type=float, default=60)
-    parser.add_argument("--shard", type=int, default=40, help="clips in each, or a few more")
-    parser.add_argument("--draw", type=int, default=2, help="start pictures at a time: more for a GPU")
-    parser.add_argument("--idle", type=float, default=1 / 16, help="share of the clips in which one stands still")
-    parser.add_argument("--turning", type=float, default=0.0, help="share of the clips in which one turns all the time")
-    parser.add_argument("--backing", type=float, default=0.0, help="share of the clips in which one walks backward where others walk ahead")
-    parser.add_argument("--near", type=float, default=0.0, help="share of the starts that are beside a trunk or pillar and have it in view")
-    parser.add_argument("--blocks", type=int, default=CLIP_BLOCKS, help="of each clip: 1 for --starts of training.train_dit")
-    parser.add_argument("--walks", type=int, default=WALKS_PER_START, help="clips of each start picture")
-    parser.add_argument("--seed", type=int, default=0, help="0 to 80: other walks; a folder's next shards, too, are other walks")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--minutes", type=positive, default=60)
+    parser.add_argument("--shard", type=count, default=40, help="clips in each, or a few more")
+    parser.add_argument("--draw", type=count, default=2, help="start pictures at a time: more for a GPU")
+    parser.add_argument("--idle", type=share, default=1 / 16, help="share of the clips in which one stands still")
+    parser.add_argument("--turning", type=share, default=0.0, help="share of the clips in which one turns all the time")
+    parser.add_argument("--backing", type=share, default=0.0, help="share of the clips in which one walks backward where others walk ahead")
+    parser.add_argument("--near", type=share, default=0.0, help="share of the starts that are beside a trunk or pillar and have it in view")
+    parser.add_argument("--blocks", type=count, default=CLIP_BLOCKS, help="of each clip: 1 for --starts of training.train_dit")
+    parser.add_argument("--walks", type=count, default=WALKS_PER_START, help="clips of each start picture")
+    add_seed(parser, "other walks; a folder's next shards, too, are other walks")
+    add_device(parser)
     parser.add_argument("--no-compile", action="store_true")
     args = parser.parse_args()
-    for option in ("shard", "draw", "blocks", "walks"):
-        if getattr(args, option) < 1:
-            parser.error(f"--{option} {getattr(args, option)}: at least 1")
-    for option in ("idle", "turning", "backing", "near"):
-        if not 0 <= getattr(args, option) <= 1:
-            parser.error(f"--{option} {getattr(args, option)}: a share, 0 to 1")
-    args.out.mkdir(parents=True, exist_ok=True)
+    new_folder(args.out)
     before, spent = next_number(args.out, args.seed), args.out / f"{args.seed}_seconds.txt"
     seconds = float(spent.read_text()) if spent.exists() else 0.0
     seed = 6000 + 10_000 * args.seed + before  # before: a maker that goes on draws what it has not drawn
-    device = torch.device(args.device)
+    device = args.device
     vae = load_garden_vae(args.vae).to(device)
     maker = ClipMaker(vae, seed, device, not args.no_compile, args.idle, args.blocks, args.walks, args.turning, args.near, args.backing)
     begun, made = time.monotonic() - seconds, 0
@@ -102,4 +97,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -29,6 +29,7 @@ import torch
 import yaml
 
 from engine.worldfile import asset_folder
+from training.arguments import LAST_SEED, add_seed, whole
 
 SHIPPED = asset_folder() / "garden"
 STAGES = ("vae", "streams", "clips", "starts", "places", "forcing", "rollout", "decoder")
@@ -214,8 +215,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--minutes", nargs="+", default=[], metavar="STAGE=N", help="other budgets than the device's own")
     parser.add_argument("--from-shipped", action="store_true", help="go on from the weights in assets/garden")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--seed", type=int, default=0, help="0 to 78: other walks")
-    parser.add_argument("--starts", type=int, default=32, help="of the evaluation; 0 leaves it out")
+    add_seed(parser, "other walks", LAST_SEED - 2)  # which the starts have
+    parser.add_argument("--starts", type=whole(0), default=32, help="of the evaluation; 0 leaves it out")
     parser.add_argument("--dry-run", action="store_true", help="print the commands and run none")
     args = parser.parse_args(argv)
     try:

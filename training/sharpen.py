@@ -12,6 +12,7 @@ and of latents that were played. Nothing is added to what runs at play. Encoder,
 from __future__ import annotations
 
 import argparse
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,10 +25,11 @@ from engine import load_config
 from engine.frames import to_uint8
 from models.vae import VAE
 from models.vae_layers import CausalConv3d
+from training.arguments import add_device, count, in_a_line, positive, whole
 from training.common import FITTING, load_weights, weights_for, working_dtype
 from training.draws import BatchNoise
 from training.export import write
-from training.latents import ClipMaker, cut_windows
+from training.latents import CLIP_BLOCKS, ClipMaker, cut_windows
 from training.measures import look
 from training.objectives.resampling import Resampler
 from training.train_dit import BLOCK, STEPS, as_batch, garden_dit
@@ -105,22 +107,21 @@ class Fit:
         return share
 
 
+@in_a_line
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--vae", type=Path, required=True, help="exported weights (safetensors)")
     parser.add_argument("--dit", type=Path, required=True, help="a run's folder, its last.pt, or exported safetensors")
-    parser.add_argument("--amount", type=float, default=0.2, help="a, above 0")
-    parser.add_argument("--clips", type=int, default=16, help="walks to fit on; as many others are measured before and after")
-    parser.add_argument("--blocks", type=int, default=6)
+    parser.add_argument("--amount", type=positive, default=0.2, help="a, above 0")
+    parser.add_argument("--clips", type=count, default=16, help="walks to fit on; as many others are measured before and after")
+    parser.add_argument("--blocks", type=whole(1, CLIP_BLOCKS), default=6)
     parser.add_argument("--out", type=Path, required=True, help="exported weights (safetensors)")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    add_device(parser)
     args = parser.parse_args()
-    if not 0 < args.amount < float("inf"):
-        parser.error(f"--amount {args.amount}: a number above 0")
     for path in (args.vae, args.dit):
         if not path.exists():
             parser.error(f"{path} is not there: name exported safetensors, or for --dit a run's folder or its last.pt")
-    device = torch.device(args.device)
+    device = args.device
     vae = load_garden_vae(args.vae).to(device)
     dit = garden_dit().to(device)
     load_weights(dit, weights_for("--dit", args.dit)[0], args.dit, f"--dit {FITTING}")
@@ -171,4 +172,4 @@ def report(vae: VAE, walks: list[tuple[Tensor, Tensor]], when: str) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -21,6 +21,7 @@ import torch
 
 from engine.config import WorldConfig
 from models.errors import WorldError
+from training.arguments import number
 from training.dataset import Data, open_clips
 from training.dryrun import dry_run
 from training.journal import summary_writer
@@ -94,7 +95,8 @@ def main() -> int:
         text = f"weights of the {name}: 'world' for the world's own, a run's folder, a last.pt or safetensors; default: {what}"
         parser.add_argument(f"--{name}", help=text)
     parser.add_argument("--iterations", type=int, help="instead of the plan's")
-    parser.add_argument("--minutes", type=float, default=math.inf, help="stop after so many, those before a resume included")
+    minutes = number(0, math.inf, above=True)
+    parser.add_argument("--minutes", type=minutes, default=math.inf, help="stop after so many, those before a resume included")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--tensorboard", action="store_true", help="write TensorBoard files too: pip install 'reverie[tensorboard]'")
     parser.add_argument("--dry-run", action="store_true", help="print shapes, numbers of weights and memory, and train nothing")

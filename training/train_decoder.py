@@ -13,6 +13,7 @@ noise. The target is the simulator's picture. Encoder, latents and denoiser stay
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
 import torch
@@ -21,8 +22,9 @@ from torch import Tensor, nn
 from engine import load_config
 from models.dit import DiT
 from models.flow import FlowSchedule, add_noise
+from training.arguments import add_device, add_seed, count, in_a_line, positive, rate, share, weight, whole
 from training.common import FITTING, Trainee, TrainingRun, load_weights, weights_for, working_precision
-from training.latents import ClipMaker, Clips, Windows, cut_windows, joined, pictures
+from training.latents import CLIP_BLOCKS, ClipMaker, Clips, Windows, cut_windows, joined, pictures
 from training.make_clips import open_feed
 from training.objectives.view import View
 from training.train_dit import BLOCK, STEPS, as_batch, garden_dit
@@ -58,22 +60,23 @@ class Imagination:
         return x0
 
 
+@in_a_line
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--vae", type=Path, required=True, help="exported weights (safetensors)")
     parser.add_argument("--dit", type=Path, required=True, help="a run's folder, its last.pt, or exported safetensors")
     parser.add_argument("--clips", type=Path, help="of this encoder: a folder of training.make_clips, or a run's file; else some are made")
-    parser.add_argument("--first-clips", type=int, default=64, help="how many are made then; two more every eighth step")
+    parser.add_argument("--first-clips", type=count, default=64, help="how many are made then; two more every eighth step")
     parser.add_argument("--out", type=Path, default=Path("runs/decoder"))
-    parser.add_argument("--minutes", type=float, default=15)
-    parser.add_argument("--blocks", type=int, default=3)
-    parser.add_argument("--lr", type=float, default=6e-4)
-    parser.add_argument("--imagined", type=float, default=0.25, help="share of the steps whose walks are imagined")
-    parser.add_argument("--sharpness", type=float, default=0.0, help="weight of the frames' detail; it teaches a mesh, see docs/GARDEN.md")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--minutes", type=positive, default=15)
+    parser.add_argument("--blocks", type=whole(1, CLIP_BLOCKS), default=3)
+    parser.add_argument("--lr", type=rate, default=6e-4)
+    parser.add_argument("--imagined", type=share, default=0.25, help="share of the steps whose walks are imagined")
+    parser.add_argument("--sharpness", type=weight, default=0.0, help="weight of the frames' detail; it teaches a mesh, see docs/GARDEN.md")
+    add_seed(parser)
+    add_device(parser)
     args = parser.parse_args()
-    device = torch.device(args.device)
+    device = args.device
     feed = open_feed(parser, "--clips", args.clips) if args.clips is not None and args.clips.is_dir() else None
     if args.clips is not None and not args.clips.exists():
         parser.error(f"--clips {args.clips} is not there: name the clips.safetensors in a run's folder, or a folder of training.make_clips")
@@ -133,4 +136,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

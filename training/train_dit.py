@@ -13,6 +13,7 @@ beside them as one likes (docs/GARDEN.md).
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 from math import inf
 from pathlib import Path
@@ -24,11 +25,12 @@ from engine import load_config
 from engine.conditioning import Windows as Rows
 from models.dit import DiT
 from models.flow import FlowSchedule
+from training.arguments import add_device, add_seed, count, in_a_line, positive, rate, share, weight, whole
 from training.common import Trainee, TrainingRun, working_dtype, working_precision
 from training.dataset import Batch
 from training.draws import FreshNoise
 from training.guide import FIT_BATCHES, Guides
-from training.latents import ClipMaker, Clips, Windows, cut_windows, joined, sample_windows
+from training.latents import CLIP_BLOCKS, ClipMaker, Clips, Windows, cut_windows, joined, sample_windows
 from training.learner import NOT_HIDDEN as ADAMW
 from training.make_clips import open_feed
 from training.objectives.forcing import robust
@@ -140,20 +142,22 @@ class TeacherForcing:
         return torch.where(kept, given.latents, self.resampler(given, begins, noise))
 
 
+@in_a_line
 def main() -> None:
+    layer = whole(0, load_config("garden").model.num_layers - 1)
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--vae", type=Path, required=True, help="weights written by training.export (safetensors)")
     parser.add_argument("--out", type=Path, default=Path("runs/dit"))
-    parser.add_argument("--minutes", type=float, default=60)
-    parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--blocks", type=int, default=5)
-    parser.add_argument("--lr", type=float, default=2e-3)
-    parser.add_argument("--slow-looking", type=float, default=1.0, help="factor on the rates up to the guided layer")
-    parser.add_argument("--context-noise", type=float, default=0.3)
+    parser.add_argument("--minutes", type=positive, default=60)
+    parser.add_argument("--batch", type=count, default=8)
+    parser.add_argument("--blocks", type=whole(2, CLIP_BLOCKS), default=5)
+    parser.add_argument("--lr", type=rate, default=2e-3)
+    parser.add_argument("--slow-looking", type=weight, default=1.0, help="factor on the rates up to the guided layer")
+    parser.add_argument("--context-noise", type=share, default=0.3)
     parser.add_argument(
         "--resampling", type=float, default=0.0, help="share of the steps whose past the model makes; it grows for half the time"
     )
-    parser.add_argument("--resampling-from", type=float, default=0.0, help="share of the time before that begins, for weights yet to mend")
+    parser.add_argument("--resampling-from", type=share, default=0.0, help="share of the time before that begins, for weights yet to mend")
     parser.add_argument("--resampling-at-once", action="store_true", help="from the first step on: for weights that are used to it")
     parser.add_argument(
         "--begins",
@@ -162,40 +166,36 @@ def main() -> None:
         default=list(BEGINS),
         help="how often a block of that past is played from the first pass on, the second …",
     )
-    parser.add_argument("--robust", type=float, default=0.0, help="a block's error beyond this counts as its logarithm; 0: as it is")
+    parser.add_argument("--robust", type=weight, default=0.0, help="a block's error beyond this counts as its logarithm; 0: as it is")
     parser.add_argument("--steps", type=int, nargs="+", default=list(STEPS), help="noise levels as the sampler has them; else the garden's")
     parser.add_argument("--either-noise", action="store_true", help="from the third level on half of the blocks have all of their noise")
-    parser.add_argument("--idle", type=float, default=1 / 16, help="share of the new clips in which one stands still")
-    parser.add_argument("--guidance", type=float, default=0.5, help="weight of the pose's error beside the picture's")
-    parser.add_argument("--guided-layer", type=int, default=5, help="whose tokens tell the pose of what they see")
-    parser.add_argument("--told-layer", type=int, default=6, help="whose tokens tell the pose of what is to be drawn")
-    parser.add_argument("--first-clips", type=int, default=160, help="clips encoded before the first step")
-    parser.add_argument("--grow-every", type=int, default=4, help="steps between two batches of new clips")
-    parser.add_argument("--draw", type=int, default=2, help="start pictures of a batch of new clips, which has two clips of each")
-    parser.add_argument("--pool", type=int, default=20000, help="only the newest so many clips are kept: each is seen equally often")
+    parser.add_argument("--idle", type=share, default=1 / 16, help="share of the new clips in which one stands still")
+    parser.add_argument("--guidance", type=weight, default=0.5, help="weight of the pose's error beside the picture's")
+    parser.add_argument("--guided-layer", type=layer, default=5, help="whose tokens tell the pose of what they see")
+    parser.add_argument("--told-layer", type=layer, default=6, help="whose tokens tell the pose of what is to be drawn")
+    parser.add_argument("--first-clips", type=count, default=160, help="clips encoded before the first step")
+    parser.add_argument("--grow-every", type=count, default=4, help="steps between two batches of new clips")
+    parser.add_argument("--draw", type=count, default=2, help="start pictures of a batch of new clips, which has two clips of each")
+    parser.add_argument("--pool", type=count, default=20000, help="only the newest so many clips are kept: each is seen equally often")
     parser.add_argument("--feed", type=Path, help="folder that training.make_clips fills: clips come from there, none are made here")
     parser.add_argument("--starts", type=Path, help="folder that make_clips --blocks 1 fills: first blocks, learned besides")
-    parser.add_argument("--starts-batch", type=int, default=16, help="of them beside each step's windows")
-    parser.add_argument("--seed", type=int, default=0, help="0 to 80: other walks, other noise")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--starts-batch", type=count, default=16, help="of them beside each step's windows")
+    add_seed(parser)
+    add_device(parser)
     parser.add_argument("--no-compile", action="store_true")
     parser.add_argument("--start-from", type=Path, help="a run's folder, its last.pt, or exported safetensors")
     args = parser.parse_args()
     feed = None if args.feed is None else open_feed(parser, "--feed", args.feed)
     starts_feed = None if args.starts is None else open_feed(parser, "--starts", args.starts)
-    if args.starts_batch < 1:
-        parser.error(f"--starts-batch {args.starts_batch}: at least 1")
     try:
         FlowSchedule().timesteps(args.steps)
     except ValueError as error:
         parser.error(f"--steps: {error}")
-    if args.slow_looking < 0:
-        parser.error(f"--slow-looking {args.slow_looking}: a factor, 0 or more")
     if not (any(args.begins[: len(args.steps)]) and all(0 <= share < inf for share in args.begins)):
         parser.error(f"--begins {' '.join(f'{share:g}' for share in args.begins)}: shares, 0 or more, not all of them 0")
     if len(args.steps) < 2:
         parser.error(f"--steps {args.steps[0]}: name two levels or more")
-    device = torch.device(args.device)
+    device = args.device
     starts = None if starts_feed is None else joined(starts_feed.new()).to(device)
     run = TrainingRun(args.out, args.minutes)
     torch.manual_seed(0)  # of the fresh weights
@@ -277,4 +277,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

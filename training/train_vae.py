@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -25,6 +26,7 @@ from torch import Tensor
 from engine import load_config
 from models.errors import one_line
 from models.vae import VAE
+from training.arguments import WorldError, add_device, count, in_a_line, positive, rate, weight, whole
 from training.common import AveragedWeights, Trainee, TrainingRun, load_weights, working_precision
 from training.simulator import random_actions, random_poses, rollout
 
@@ -36,10 +38,13 @@ def garden_vae(mean: Sequence[float] | None = None, std: Sequence[float] | None 
 
 
 def read_scale(path: Path) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation per latent channel, as `training.export` wrote them beside the weights."""
-    with safe_open(path, "pt") as file:
-        metadata = file.metadata()
-    return json.loads(metadata["latents_mean"]), json.loads(metadata["latents_std"])
+    """Mean and standard deviation per latent channel, as `training.export` wrote them beside the weights. Raises WorldError."""
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata()
+        return json.loads(metadata["latents_mean"]), json.loads(metadata["latents_std"])
+    except Exception as error:  # safetensors names many
+        raise WorldError(f"{one_line(path, 200)}: no exported VAE can be read from it: {one_line(error, 160)}") from None
 
 
 def load_garden_vae(path: Path) -> VAE:
@@ -62,6 +67,14 @@ def sample_clips(batch: int, frames: int, generator: torch.Generator, device: to
         pose = type(pose)(*(v.to(device) for v in (pose.x, pose.y, pose.yaw, pose.pitch)))
     pictures, _ = rollout(pose, keyboard.to(device), mouse.to(device))
     return pictures.transpose(1, 2).float() / 127.5 - 1
+
+
+def stream_length(text: str) -> int:
+    """An argparse type: frames of a clip, one and then whole groups of four."""
+    frames = whole(1, 10_000)(text)
+    if frames % 4 != 1:
+        raise argparse.ArgumentTypeError(f"must be 1 and a multiple of 4 more, such as 9 or 13, not {frames}")
+    return frames
 
 
 def picture_loss(ours: Tensor, truth: Tensor) -> Tensor:
@@ -98,21 +111,22 @@ def validation_psnr(vae: VAE, averaged: AveragedWeights, clips: Tensor) -> float
     return float(10 * torch.log10(4 / mse))
 
 
+@in_a_line
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/vae"))
-    parser.add_argument("--minutes", type=float, default=25)
-    parser.add_argument("--batch", type=int, default=4)
-    parser.add_argument("--frames", type=int, default=13, help="1 + 4m")
-    parser.add_argument("--lr", type=float, default=2e-3)
-    parser.add_argument("--noise", type=float, default=0.1)
-    parser.add_argument("--sharpness", type=float, default=0.0, help="weight of the frames' detail beside the picture's error")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--minutes", type=positive, default=25)
+    parser.add_argument("--batch", type=count, default=4)
+    parser.add_argument("--frames", type=stream_length, default=13, help="1 + 4m")
+    parser.add_argument("--lr", type=rate, default=2e-3)
+    parser.add_argument("--noise", type=weight, default=0.1)
+    parser.add_argument("--sharpness", type=weight, default=0.0, help="weight of the frames' detail beside the picture's error")
+    add_device(parser)
     parser.add_argument("--decoder-only", action="store_true")
     parser.add_argument("--start-from", type=Path, help="a run's folder, its last.pt, or exported safetensors")
     parser.add_argument("--no-compile", action="store_true")
     args = parser.parse_args()
-    device = torch.device(args.device)
+    device = args.device
     run = TrainingRun(args.out, args.minutes)
     torch.manual_seed(0)  # of the fresh weights
     vae = garden_vae().to(device)
@@ -151,4 +165,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

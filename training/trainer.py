@@ -16,6 +16,7 @@ from engine.config import WorldConfig
 from models.dit import DiT
 from models.errors import WorldError, one_line
 from models.vae import VAE
+from training.arguments import new_folder
 from training.dataset import Data
 from training.draws import Draws
 from training.journal import Journal
@@ -63,7 +64,7 @@ class Trainer:
         self.target = None if networks.target is None else Average(networks.student, decay)
         self.iteration, self.seconds = 0, 0.0
         self.samples = workers.samples(plan.batch)
-        folder.mkdir(parents=True, exist_ok=True)
+        new_folder(folder)
         self._resume()
         self.journal = Journal(folder, self.iteration, plan.iterations, tensorboard) if workers.main else None
         self._sums: dict[str, Tensor] = {}
