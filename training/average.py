@@ -19,7 +19,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from models.errors import one_line
-from training.arguments import in_a_line, new_folder
+from training.arguments import in_a_line, new_folder, share
 
 
 def mean_of(weights: Sequence[Mapping[str, Tensor]], shares: Sequence[float] | None = None) -> dict[str, Tensor]:
@@ -78,7 +78,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", type=Path, nargs="+", help="folders of runs, their last.pt, or exported safetensors")
     parser.add_argument("--out", type=Path, required=True, help="a file that is not there yet")
-    parser.add_argument("--shares", type=float, nargs="+", help="how much of each run, summing up to 1; else all count alike")
+    parser.add_argument("--shares", type=share, nargs="+", help="how much of each run, summing up to 1; else all count alike")
     args = parser.parse_args()
     if args.shares and (len(args.shares) != len(args.runs) or min(args.shares) < 0 or abs(sum(args.shares) - 1) > 1e-6):
         parser.error(f"--shares {' '.join(map(str, args.shares))}: name one for each of the {len(args.runs)} runs, summing up to 1")

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -17,7 +15,6 @@ from training.guide import Guides, pose_features
 from training.latents import cut_windows, joined
 from training.localise import Localiser, write_whole
 from training.make_clips import ClipFeed, next_number, write_shard
-from training.make_clips import main as make_clips
 from training.objectives.view import View
 from training.train_dit import as_batch
 
@@ -124,14 +121,6 @@ def test_no_shard_takes_the_place_of_another(tmp_path) -> None:
     (tmp_path / "17_00008.safetensors").touch()
     assert write_shard(clips, tmp_path, 7).stem == "7_00003"
     assert next_number(tmp_path, 7) == 4 and next_number(tmp_path, 8) == 0
-
-
-@pytest.mark.parametrize("option", ["--idle", "--turning", "--backing", "--near"])
-def test_a_share_is_a_share(option: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(sys, "argv", ["make_clips", "--vae", "none", "--out", str(tmp_path / "feed"), option, "1.5"])
-    with pytest.raises(SystemExit):
-        make_clips()
-    assert f"{option} 1.5: a share, 0 to 1" in capsys.readouterr().err and not (tmp_path / "feed").exists()
 
 
 def test_shards_are_read_once_and_whole(tmp_path) -> None:

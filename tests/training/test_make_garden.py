@@ -90,6 +90,7 @@ def test_the_trainers_know_these_options(tmp_path: Path, capsys: pytest.CaptureF
     """Each command is read by its own program, which then only prints its help."""
     import importlib
 
+    monkeypatch.setattr("training.arguments.device_named", torch.device)  # there need be no GPU here
     for device in ("cpu", "cuda"):
         for job in plan(tmp_path, device, dict.fromkeys(STAGES, 1.0), from_shipped=False):
             monkeypatch.setattr("sys.argv", [job.arguments[0], *job.arguments[1:], "--help"])

@@ -61,7 +61,7 @@ def test_no_amount_changes_nothing() -> None:
 
 
 @pytest.mark.parametrize(
-    ("vae", "amount", "words"), [("no.safetensors", 0.2, "no.safetensors is not there"), (__file__, 0.0, "--amount 0.0: a number above 0")]
+    ("vae", "amount", "words"), [("no.safetensors", 0.2, "no.safetensors is not there"), (__file__, 0.0, "--amount: must be above 0")]
 )
 def test_what_it_refuses(vae: str, amount: float, words: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ("--vae", vae, "--dit", __file__, "--amount", amount, "--out", "never.safetensors")
