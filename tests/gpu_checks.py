@@ -280,10 +280,8 @@ def recordings(place: Place) -> dict[str, Any]:
     from engine.exact import make_exact
     from engine.sampler import BlockSampler
     from models.graphs import CudaCapture
-    from models.taehv import TAEHV, TAEHVConfig
-    from models.vae import VAE, VAEConfig
     from tests.models.dit_recordings import build, start_cache, windows
-    from tests.recordings import FIXTURES, read_recording, relative_error
+    from tests.recordings import FIXTURES, RecordedNoise, read_recording, recorded_taehv, recorded_vae, relative_error
 
     device = torch.device(place.device)
     make_exact(device)
@@ -307,34 +305,17 @@ def recordings(place: Place) -> dict[str, Any]:
             sampler.commit(clock, cache, condition, rows, x0)
             clock = clock.next()
         found |= {"denoiser": max(found["denoiser"]), "graphs": cache.graphed}
-        settings = vae_file.config
-        vae = VAE(VAEConfig(dim=settings["dim"], latents_mean=tuple(settings["mean"]), latents_std=tuple(settings["std"])))
-        vae.load_state_dict(vae_file.part("vae."))
-        vae.to(device).eval().lay_out()
+        vae = recorded_vae(vae_file)
+        vae.lay_out()
         latents, memory = vae_file["out.video_latent"], vae.new_decoder_cache()
         found["encoder"] = relative_error(vae.encode(vae_file["in.video"]), latents)
         streamed = torch.cat([vae.decode_block(part, memory) for part in latents.split(clock.n, dim=2)], dim=2)
         found["decoder"] = relative_error(streamed, vae_file["out.video_decoded"].clamp(-1, 1))
-        settings = taehv_file.config
-        tiny = TAEHV(TAEHVConfig(widths=tuple(settings["widths"]), time_upscale=tuple(settings["time_upscale"])))
-        tiny.load_state_dict({name: tensor for name, tensor in taehv_file.tensors.items() if name.startswith("decoder.")})
-        tiny.to(device).requires_grad_(False).lay_out()
+        tiny = recorded_taehv(taehv_file)
         frames = tiny.pixels(taehv_file["in.latents"].transpose(1, 2), tiny.new_decoder_cache())
         found["tiny decoder"] = relative_error(frames[None], taehv_file["out.frames_untrimmed"])
     found["within"] = all(found[part] < 1e-4 for part in ("denoiser", "encoder", "decoder", "tiny decoder"))
     return found
-
-
-class RecordedNoise:
-    """The noise of a recording, for the sampler."""
-
-    def __init__(self, recording: Any) -> None:
-        self.recording = recording
-
-    def noise(self, clock: Any, step: int, shape: Any) -> Any:
-        if step == 0:
-            return self.recording["in.noise"][:, :, clock.start : clock.start + clock.n]
-        return self.recording["in.renoise"][clock.block, step - 1].transpose(0, 1)[None]
 
 
 def replay(place: Place) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,10 @@ from typing import Any
 import torch
 from safetensors import safe_open
 from torch import Tensor
+
+from engine.clock import BlockClock
+from models.taehv import TAEHV, TAEHVConfig
+from models.vae import VAE, VAEConfig
 
 FIXTURES = Path(__file__).parent / "fixtures"
 
@@ -35,6 +40,35 @@ class Recording:
 def read_recording(path: Path) -> Recording:
     with safe_open(path, "pt") as file:
         return Recording(json.loads(file.metadata()["config"]), {name: file.get_tensor(name).float() for name in file.keys()})  # noqa: SIM118
+
+
+class RecordedNoise:
+    """The noise of a recording, for the sampler. ``given`` blocks of a clip came before the first that it has noise for."""
+
+    def __init__(self, recording: Recording, given: int = 0) -> None:
+        self.recording, self.given = recording, given
+
+    def noise(self, clock: BlockClock, step: int, shape: Sequence[int]) -> Tensor:
+        block = clock.block - self.given
+        if step == 0:
+            return self.recording["in.noise"][:, :, clock.n * block : clock.n * (block + 1)]
+        return self.recording["in.renoise"][block, step - 1].transpose(0, 1)[None]
+
+
+def recorded_vae(r: Recording) -> VAE:
+    """The VAE of a recording, on its device, for inference."""
+    vae = VAE(VAEConfig(dim=r.config["dim"], latents_mean=tuple(r.config["mean"]), latents_std=tuple(r.config["std"])))
+    weights = r.part("vae.")
+    vae.load_state_dict(weights)
+    return vae.eval().requires_grad_(False).to(next(iter(weights.values())).device)
+
+
+def recorded_taehv(r: Recording) -> TAEHV:
+    """The tiny decoder of a recording, on its device, laid out for play."""
+    tiny = TAEHV(TAEHVConfig(widths=tuple(r.config["widths"]), time_upscale=tuple(r.config["time_upscale"])))
+    tiny.load_state_dict({name: tensor for name, tensor in r.tensors.items() if name.startswith("decoder.")})
+    tiny.requires_grad_(False).to(r["in.latents"].device).lay_out()
+    return tiny
 
 
 def relative_error(ours: Tensor, theirs: Tensor) -> float:

@@ -16,13 +16,13 @@ from models.dit import DiT
 from models.flow import x0_from_velocity
 from tests.models.dit_recordings import build, start_cache
 from tests.published import CLIP_FILE, load_recorded
-from tests.recordings import Recording, relative_error
+from tests.recordings import RecordedNoise, Recording, relative_error
 
 Read = Callable[[str], Recording]
 
 
 class Playback:
-    """A recording played by the engine's parts. It is its own noise source: the recorded noise."""
+    """A recording played by the engine's parts, with the recorded noise."""
 
     def __init__(self, recording: Recording, dit: DiT | None = None) -> None:
         self.r = recording
@@ -31,15 +31,9 @@ class Playback:
         self.ring = ConditionRing(dit.config.action)
         self.sampler = BlockSampler(dit, recording.config["denoising_step_list"], recording.config.get("timestep_shift", 5.0))
         given = recording.tensors.get("in.initial_latent")
-        self.given = 0 if given is None else given.shape[2] // 3  # blocks of a clip
+        self.noise = RecordedNoise(recording, 0 if given is None else given.shape[2] // 3)
         self.start = StartCondition(recording["in.cond_concat"][:, 4:])
         self.clock = BlockClock()
-
-    def noise(self, clock: BlockClock, step: int, shape: tuple[int, ...]) -> Tensor:
-        block = clock.block - self.given
-        if step == 0:
-            return self.r["in.noise"][:, :, 3 * block : 3 * block + 3]
-        return self.r["in.renoise"][block, step - 1].transpose(0, 1)[None]
 
     def recorded_rows(self, side: str) -> Rows:
         frames = slice(self.clock.frames.start, self.clock.frames.stop)
@@ -49,7 +43,7 @@ class Playback:
         """x0 of every pass, the clean one last; ``given`` latents are only committed. Advances everything."""
         windows = self.ring.windows(self.clock, rows)
         condition = self.start.block(self.clock)
-        steps = [given] if given is not None else list(self.sampler.denoise(self.clock, self.cache, condition, windows, self))
+        steps = [given] if given is not None else list(self.sampler.denoise(self.clock, self.cache, condition, windows, self.noise))
         clean_input = torch.cat([steps[-1], condition], 1)
         output = self.sampler.dit(clean_input, torch.zeros(1, 3), windows.keyboard, windows.mouse, self.cache, self.clock.start)
         whole = {name: tensor.clone() for name, tensor in self.cache.tensors().items()}
@@ -101,7 +95,7 @@ def test_prefill_from_a_clip(recording: Read, tmp_path: Path) -> None:
     playback, latents = Playback(r, load_recorded(r, tmp_path).dit), []
     for block in range(5):
         own = playback.clock.latents
-        given = r["in.initial_latent"][:, :, own.start : own.stop] if block < playback.given else None
+        given = r["in.initial_latent"][:, :, own.start : own.stop] if block < playback.noise.given else None
         latents.append(playback.block(playback.recorded_rows("in"), given)[-2])
     assert relative_error(torch.cat(latents, 2), r["out.latents"]) < 1e-4
 

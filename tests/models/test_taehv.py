@@ -8,16 +8,13 @@ import pytest
 import torch
 
 from models.taehv import TAEHV, TRIMMED, TAEHVConfig
-from tests.recordings import Recording, relative_error
+from tests.recordings import Recording, recorded_taehv, relative_error
 
 
 @pytest.fixture(scope="module")
 def recorded(fixture_recording: Callable[[str], Recording]) -> tuple[TAEHV, Recording]:
     r = fixture_recording("taehv_small")
-    decoder = TAEHV(TAEHVConfig(widths=tuple(r.config["widths"]), time_upscale=tuple(r.config["time_upscale"])))
-    decoder.load_state_dict({name: tensor for name, tensor in r.tensors.items() if name.startswith("decoder.")})
-    decoder.requires_grad_(False).lay_out()
-    return decoder, r
+    return recorded_taehv(r), r
 
 
 @torch.inference_mode()

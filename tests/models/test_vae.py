@@ -6,42 +6,30 @@ The fixture holds the published tensors of `shared/reference/vae_dim8.safetensor
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Iterator
 
 import pytest
 import torch
-from safetensors import safe_open
 from torch import Tensor
 
 from models import winograd
 from models.vae import VAE, VAEConfig
 from models.vae_layers import CausalConv3d
 from tests.conftest import REFERENCE
-from tests.recordings import FIXTURES
+from tests.recordings import FIXTURES, Recording, read_recording, recorded_vae, relative_error
 
 FIXTURE = FIXTURES / "vae_dim8.safetensors"
 
 
-def relative(ours: Tensor, theirs: Tensor) -> float:
-    return float((ours - theirs).norm() / theirs.norm())
-
-
 @pytest.fixture(scope="module")
-def recording() -> dict[str, Tensor]:
-    path = REFERENCE / FIXTURE.name if (REFERENCE / FIXTURE.name).is_file() else FIXTURE
-    with safe_open(path, "pt") as file:
-        return {key: file.get_tensor(key).float() for key in file.keys()}  # noqa: SIM118 - not a mapping
+def recording() -> Recording:
+    return read_recording(REFERENCE / FIXTURE.name if (REFERENCE / FIXTURE.name).is_file() else FIXTURE)
 
 
 @pytest.fixture(scope="module", params=["as loaded", "laid out", "in tiles"])
-def vae(recording: dict[str, Tensor], request: pytest.FixtureRequest) -> VAE:
+def vae(recording: Recording, request: pytest.FixtureRequest) -> VAE:
     """Laid out as for play, and so that every 3x3x3 convolution goes by `models.winograd`, wherever the tests run."""
-    with safe_open(FIXTURE, "pt") as file:
-        settings = json.loads(file.metadata()["config"])
-    vae = VAE(VAEConfig(dim=settings["dim"], latents_mean=tuple(settings["mean"]), latents_std=tuple(settings["std"])))
-    vae.load_state_dict({key.removeprefix("vae."): t for key, t in recording.items() if key.startswith("vae.")})
-    vae.eval().requires_grad_(False)
+    vae = recorded_vae(recording)
     with pytest.MonkeyPatch.context() as patch:
         if request.param == "in tiles":
             patch.setattr(winograd, "MEASURED", (torch.backends.cpu.get_cpu_capability(),))
@@ -65,30 +53,30 @@ def streamed(vae: VAE, latents: Tensor, sizes: list[int]) -> Tensor:
     return torch.cat([vae.decode_block(part, cache) for part in latents.split(sizes, dim=2)], dim=2)
 
 
-def test_encoder_equals_the_recording(vae: VAE, recording: dict[str, Tensor]) -> None:
-    assert relative(vae.encode(recording["in.video"]), recording["out.video_latent"]) < 1e-5
+def test_encoder_equals_the_recording(vae: VAE, recording: Recording) -> None:
+    assert relative_error(vae.encode(recording["in.video"]), recording["out.video_latent"]) < 1e-5
 
 
-def test_picture_then_grey_equals_the_recording(vae: VAE, recording: dict[str, Tensor]) -> None:
+def test_picture_then_grey_equals_the_recording(vae: VAE, recording: Recording) -> None:
     picture = recording["in.image"]
     video = torch.cat([picture, torch.zeros(1, 3, 60, *picture.shape[-2:])], dim=2)
-    assert relative(vae.encode(video), recording["out.image_zeros_latent"]) < 1e-5
+    assert relative_error(vae.encode(video), recording["out.image_zeros_latent"]) < 1e-5
 
 
-def test_decoder_equals_the_recording(vae: VAE, recording: dict[str, Tensor]) -> None:
+def test_decoder_equals_the_recording(vae: VAE, recording: Recording) -> None:
     """The recording is not clamped to [-1, 1]; our decoder is."""
     theirs = recording["out.video_decoded"]
     latents = recording["out.video_latent"]
     mean, std = vae._scale(latents)
     raw = vae.pixels(latents.permute(0, 2, 3, 4, 1) * std + mean)
-    assert relative(raw, theirs) < 1e-5
-    assert relative(vae.decode(latents), theirs.clamp(-1, 1)) < 1e-5
+    assert relative_error(raw, theirs) < 1e-5
+    assert relative_error(vae.decode(latents), theirs.clamp(-1, 1)) < 1e-5
 
 
 @pytest.mark.parametrize("sizes", [[1] * 7, [3, 3, 1], [2, 4, 1], [1, 3, 3]])
 def test_decoding_in_blocks_equals_the_whole(vae: VAE, sizes: list[int]) -> None:
     latents = torch.randn(2, 16, 7, 4, 6, generator=torch.Generator().manual_seed(0))
-    assert relative(streamed(vae, latents, sizes), vae.decode(latents)) < 1e-5
+    assert relative_error(streamed(vae, latents, sizes), vae.decode(latents)) < 1e-5
 
 
 @pytest.mark.parametrize("groups", [[1, 4, 4, 4, 4], [1, 8, 8], [1, 16], [9, 8], [5, 12]])
@@ -96,12 +84,12 @@ def test_encoding_in_groups_equals_the_whole(vae: VAE, groups: list[int]) -> Non
     video = torch.rand(1, 3, 17, 32, 48, generator=torch.Generator().manual_seed(1)) * 2 - 1
     cache = vae.new_encoder_cache()
     parts = [vae.encode_frames(part, cache) for part in video.split(groups, dim=2)]
-    assert relative(torch.cat(parts, dim=2), vae.encode(video)) < 1e-5
+    assert relative_error(torch.cat(parts, dim=2), vae.encode(video)) < 1e-5
 
 
 def test_a_lone_first_latent_is_the_first_frame(vae: VAE) -> None:
     latents = torch.randn(1, 16, 3, 4, 6, generator=torch.Generator().manual_seed(2))
-    assert relative(vae.decode(latents[:, :, :1]), vae.decode(latents)[:, :, :1]) < 1e-5
+    assert relative_error(vae.decode(latents[:, :, :1]), vae.decode(latents)[:, :, :1]) < 1e-5
 
 
 def test_the_future_does_not_reach_the_past(vae: VAE) -> None:
@@ -163,7 +151,7 @@ def test_pixel_unshuffle_and_other_shapes() -> None:
     latents = vae.encode(torch.rand(1, 3, 9, 16, 32) * 2 - 1)
     assert latents.shape == (1, 4, 3, 2, 4)
     assert vae.decode(latents).shape == (1, 3, 9, 16, 32)
-    assert relative(streamed(vae, latents, [1, 2]), vae.decode(latents)) < 1e-5
+    assert relative_error(streamed(vae, latents, [1, 2]), vae.decode(latents)) < 1e-5
 
 
 def test_clear_refusals(vae: VAE) -> None:
