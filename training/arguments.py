@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import functools
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -71,13 +72,26 @@ def add_seed(parser: argparse.ArgumentParser, what: str = "other walks, other no
     parser.add_argument("--seed", type=whole(0, last), default=0, help=f"0 to {last}: {what}")
 
 
-def new_folder(path: Path) -> Path:
-    """Make the folder that ``--out`` names, with those above it. Raises WorldError where that cannot be."""
+def new_folder(path: Path, option: str = "--out") -> Path:
+    """Make the folder that ``option`` names, with those above it. Raises WorldError where nothing can be written."""
     try:
         path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            pass
     except OSError as error:
-        raise WorldError(f"--out {one_line(path, 200)}: no folder can be made there: {error.strerror}") from None
+        raise WorldError(f"{option} {one_line(path, 200)}: {one_line(error.strerror, 80)}: name a folder that can be written to") from None
     return path
+
+
+def check_file(option: str, path: Path | None, *suffixes: str) -> None:
+    """Raises WorldError where a file that a command is to write at its end, or to replace, could not be written. Makes its folder."""
+    if path is None:
+        return
+    if path.suffix.lower() not in suffixes:
+        raise WorldError(f"{option} {one_line(path, 200)}: its name must end in {' or '.join(suffixes)}")
+    new_folder(path.parent, option)
+    if path.is_dir():
+        raise WorldError(f"{option} {one_line(path, 200)} is a folder: name a file")
 
 
 def in_a_line(main: Callable[..., int | None]) -> Callable[..., int]:
@@ -89,6 +103,10 @@ def in_a_line(main: Callable[..., int | None]) -> Callable[..., int]:
             return main(*args) or 0
         except WorldError as error:
             print(error, file=sys.stderr)
-            return 2
+        except OSError as error:
+            if error.filename is None:  # of no file that somebody named
+                raise
+            print(f"{one_line(error.filename, 200)}: {one_line(error.strerror, 80)}", file=sys.stderr)
+        return 2
 
     return run

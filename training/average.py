@@ -10,6 +10,7 @@ be looked at (`training.heldout`).
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -47,7 +48,20 @@ def read(path: Path) -> dict:
         raise ValueError(f"no weights can be read from {one_line(path, 200)}: {one_line(error, 160)}") from None
     if not isinstance(state, dict) or not {"step", "seconds", "model", "averaged"} <= set(state):
         raise ValueError(f"{path} is no run's last.pt: it lacks the run's step and time")
+    parts = [state["model"], state["averaged"], state.get("helper", {})]
+    numbers = isinstance(state["step"], int) and isinstance(state["seconds"], int | float)
+    if not (numbers and state["averaged"] and all(isinstance(part, dict) for part in parts)):
+        raise ValueError(f"{path} is no run's last.pt: its step, time or weights are something else")
+    if not all(isinstance(tensor, Tensor) for part in parts for tensor in part.values()):
+        raise ValueError(f"{path} is no run's last.pt: some of its weights are no tensors")
     return state
+
+
+def keep(state: dict, path: Path) -> None:
+    """Write ``state`` at ``path``, which is there as a whole or not at all."""
+    part = path.with_suffix(".part")
+    torch.save(state, part)
+    os.replace(part, path)
 
 
 def average(states: Sequence[dict], shares: Sequence[float] | None = None) -> dict:
@@ -88,7 +102,7 @@ def main() -> None:
     except ValueError as error:
         parser.error(str(error))
     new_folder(args.out.parent)
-    torch.save(state, args.out)
+    keep(state, args.out)
 
 
 if __name__ == "__main__":

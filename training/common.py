@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from engine.world import choose_dtype
-from models.errors import one_line
+from models.errors import WorldError, one_line
 from training.arguments import new_folder
 
 FITTING = "takes weights of this network: name others, or give configs/garden.yaml their sizes"  # advice, after an option's name
@@ -158,17 +158,17 @@ def starting_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Tensor] |
 
 
 def weights_for(option: str, path: Path) -> tuple[dict[str, Tensor], dict[str, Tensor] | None]:
-    """`starting_weights` of what the ``option`` of a command names; SystemExit, in one line, where there are none."""
+    """`starting_weights` of what the ``option`` of a command names. Raises WorldError where there are none."""
     try:
         return starting_weights(path)
     except Exception as error:  # torch and safetensors name many: no such file, another kind of file, one that would run code
-        raise SystemExit(f"{option} {one_line(path, 200)}: no weights can be read from it: {one_line(error, 160)}") from None
+        raise WorldError(f"{option} {one_line(path, 200)}: no weights can be read from it: {one_line(error, 160)}") from None
 
 
 def load_weights(module: nn.Module, weights: Mapping[str, Tensor], source: Path, advice: str) -> None:
     """Give ``module`` exactly the ``weights`` read from ``source``; only buffers may be missing (averaged weights have none).
 
-    Raises SystemExit, in one line that ends with ``advice``, for a tensor that is missing, unknown or of another shape.
+    Raises WorldError, which ends with ``advice``, for a tensor that is missing, unknown or of another shape.
     """
     own, parameters = module.state_dict(), dict(module.named_parameters())
     strange = [name for name in weights if name not in own]
@@ -183,7 +183,7 @@ def load_weights(module: nn.Module, weights: Mapping[str, Tensor], source: Path,
     else:
         module.load_state_dict(weights, strict=False)
         return
-    raise SystemExit(f"{one_line(source, 200)} {what}: {advice}")
+    raise WorldError(f"{one_line(source, 200)} {what}: {advice}")
 
 
 def without_cudnn_attention(device: torch.device) -> None:
@@ -217,11 +217,18 @@ class TrainingRun:
         return min(1.0, self.seconds / (60 * self.minutes))
 
     def resume(self) -> dict | None:
+        """What `save` left in the folder, None if nothing did. Raises WorldError for a `last.pt` that is something else."""
         path = self.folder / "last.pt"
         if not path.exists():
             return None
-        state = torch.load(path, weights_only=True, map_location="cpu")
-        self.step, self.seconds = state["step"], state["seconds"]
+        try:
+            state = torch.load(path, weights_only=True, map_location="cpu")
+            self.step, self.seconds = int(state["step"]), float(state["seconds"])
+            strange = [part for part in ("model", "optimizer", "averaged") if not isinstance(state.get(part), dict)]
+        except Exception as error:  # torch names many: another kind of file, half of one, one that would run code
+            raise WorldError(f"{path} cannot be gone on from: {one_line(error, 120)}; move it away, or choose another --out") from None
+        if strange:
+            raise WorldError(f"{path} is of another trainer, it has no {strange[0]}: move it away, or choose another --out")
         print(f"resumed {path} at step {self.step} after {self.seconds / 60:.1f} min", flush=True)
         return state
 
@@ -283,7 +290,7 @@ class Trainee:
     ``trained`` limits the optimiser to a part of the model; ``helper`` is trained and saved with it and never exported; the modules
     ``slow`` learn at ``slowness`` times the rates.
     ``fresh`` tells whether the run begins here, ``helpless`` whether it does so from weights that came without the helper.
-    Raises SystemExit, in one line, for weights that are not of this model.
+    Raises WorldError for weights that are not of this model, and for a run that cannot be gone on with.
     """
 
     def __init__(
@@ -315,8 +322,8 @@ class Trainee:
             device = next(model.parameters()).device
             try:
                 self.optimizer.load_state_dict(state["optimizer"])
-            except ValueError:  # other groups of parameters: some were slow and are not, or the other way
-                raise SystemExit(f"{run.folder} was begun with other rates: choose another --out, or --start-from it") from None
+            except (ValueError, LookupError, TypeError):  # other groups of parameters: some were slow and are not; or another trainer's
+                raise WorldError(f"{run.folder} was begun with other rates: choose another --out, or --start-from it") from None
             self.averaged.weights = {name: weight.to(device) for name, weight in state["averaged"].items()}
 
     def step(self) -> None:

@@ -137,8 +137,13 @@ class ClipFolder:
 class GardenPool:
     """The pool of clips that the garden's trainers leave in their folder."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, config: WorldConfig) -> None:
         self.clips = Clips.load(path)
+        model, ratio = config.model, config.vae.spatial_ratio
+        have = [self.clips.latents.shape[1], *self.clips.latents.shape[3:], self.clips.keyboard.shape[2], self.clips.mouse.shape[2]]
+        wanted = [model.out_dim, config.height // ratio, config.width // ratio, model.action.keyboard_dim, model.action.mouse_dim]
+        if have != wanted:
+            raise WorldError(f"{one_line(path, 200)}: channels, height, width, keys and mouse are {have}, {config.name} takes {wanted}")
 
     def __len__(self) -> int:
         return len(self.clips)
@@ -155,7 +160,7 @@ class GardenPool:
 def open_clips(path: Path, config: WorldConfig) -> ClipSource:
     """The clips at ``path``: a folder, an encoded clip, or the garden's `clips.safetensors`. Raises WorldError."""
     if path.is_file() and not path.name.endswith(SUFFIX):
-        return GardenPool(path)
+        return GardenPool(path, config)
     return ClipFolder(path, config)
 
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from training.arguments import in_a_line, new_folder
-from training.average import check_files, read
+from training.average import check_files, keep, read
 
 LAYER = re.compile(r"blocks\.(\d+)\.(.+)")
 OUTPUTS = ("self_attn.o.", "cross_attn.o.", "ffn.2.")  # what a layer adds to the tokens goes through these
@@ -67,7 +67,7 @@ def main() -> None:
         parser.error(str(error))
     helper = {"helper": state["helper"]} if "helper" in state else {}
     new_folder(args.out.parent)
-    torch.save({"step": state["step"], "seconds": state["seconds"], **deeper, **helper}, args.out)
+    keep({"step": state["step"], "seconds": state["seconds"], **deeper, **helper}, args.out)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -20,9 +21,32 @@ from pathlib import Path
 
 from engine import World, load_config
 from engine.config import DTYPES
+from models.errors import WorldError, one_line
 from training import measures
-from training.arguments import count, in_a_line, new_folder, positive, whole
+from training.arguments import check_file, count, in_a_line, positive, whole
 from training.pictures import compare_sheet, contact_sheet, film
+
+
+def read_tables(path: Path) -> measures.Table:
+    """What an evaluation wrote at ``path``; nothing if it is not there. Raises WorldError for what no evaluation wrote."""
+    if not path.exists():
+        return {}
+    try:
+        found = json.loads(path.read_text())
+    except (ValueError, OSError):
+        found = None
+    if not (isinstance(found, dict) and {"weights", "sampler", "dtype"} <= set(found)):
+        raise WorldError(f"--json {one_line(path, 200)} is there and is no evaluation: name another file")
+    return found
+
+
+def check_world(world: World) -> None:
+    """Raises WorldError for a world that the simulator does not show: of another size or rate, or with other keys."""
+    config, garden = world.config, load_config("garden")
+    ours, theirs = ((c.width, c.height, c.fps, c.actions) for c in (config, garden))
+    if ours != theirs:
+        size = f"{config.width}x{config.height} at {config.fps} frames a second"
+        raise WorldError(f"{config.name} is no garden ({size}, or its keys): what is measured is a world against the garden's simulator")
 
 
 @in_a_line
@@ -48,9 +72,13 @@ def main() -> None:
         parser.error(f"--choose {args.choose}: 900000 to 989000; trainers and the evaluation have the seeds below and above")
     if args.choose is not None and (args.json or args.only != ["faithful"]):
         parser.error("--choose goes with --only faithful, and without --json, which is of the starts that nothing was chosen by")
-    if args.json:
-        new_folder(args.json.parent)
+    check_file("--json", args.json, ".json")
+    for option, path in (("--sheet", args.sheet), ("--compare-sheet", args.compare_sheet)):
+        check_file(option, path, ".png")
+    check_file("--film", args.film, ".gif")
+    before = {} if args.json is None else read_tables(args.json)
     world = World.load(args.world, weights=args.weights, device=args.device, dtype=args.dtype)
+    check_world(world)
 
     def stable() -> measures.Table:
         tables, kept = measures.stable(world, args.minutes)
@@ -85,11 +113,7 @@ def main() -> None:
     played = {"weights": world.weight_hashes(), "sampler": asdict(world.config.sampler), "dtype": str(world.dtype).removeprefix("torch.")}
     played = json.loads(json.dumps(played))  # tuples become lists
     result: dict[str, object] = dict(played)
-    if args.json and args.json.exists():
-        try:
-            before = dict(json.loads(args.json.read_text()))
-        except (ValueError, OSError, TypeError):
-            parser.error(f"--json {args.json} is there and is no evaluation: name another file")
+    if before:
         result |= before if all(before.get(name) == value for name, value in played.items()) else {}
     for name, measure in parts.items():
         if (args.only and name not in args.only) or (args.missing and name in result):
@@ -100,7 +124,9 @@ def main() -> None:
         for key, value in table.items():
             print(f"  {key:24s} {value}", flush=True)
         if args.json:
-            args.json.write_text(json.dumps(result, indent=1) + "\n")
+            part = args.json.with_suffix(".part")
+            part.write_text(json.dumps(result, indent=1) + "\n")
+            os.replace(part, args.json)
     if args.compare_sheet:
         compare_sheet(world, args.compare_sheet)
     if args.film:

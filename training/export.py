@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import re
 import sys
 from pathlib import Path
 
@@ -15,8 +17,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from models.errors import one_line
 from models.vae import VAE
-from training.arguments import in_a_line, new_folder
+from training.arguments import check_file, in_a_line, new_folder
 from training.average import read
 from training.common import load_weights
 from training.train_vae import garden_vae, read_scale, sample_clips
@@ -35,7 +38,7 @@ def latents_scale(vae: VAE, clips: int = 12, frames: int = 33) -> tuple[list[flo
 def write(weights: dict[str, Tensor], path: Path, metadata: dict[str, str], limit: int = SHARD_BYTES) -> list[Path]:
     """``weights`` in half precision at ``path``, or in shards beside it (``dit-00001-of-00002.safetensors``) if they are more than
     ``limit`` bytes. Each has all the metadata. A world's yaml lists them. Returns what was written; other files of that name go."""
-    new_folder(path.parent)
+    new_folder(path.parent, "the target")
     half = {name: tensor.detach().to(torch.float16).contiguous() for name, tensor in weights.items()}
     shards: list[dict[str, Tensor]] = [{}]
     room = limit - (1 << 14) - 200 * len(half)  # of the header
@@ -45,14 +48,18 @@ def write(weights: dict[str, Tensor], path: Path, metadata: dict[str, str], limi
         shards[-1][name] = tensor
     one = len(shards) == 1
     paths = [path if one else path.with_stem(f"{path.stem}-{i:05}-of-{len(shards):05}") for i in range(1, len(shards) + 1)]
-    for old in (path, *path.parent.glob(f"{path.stem}-*-of-*{path.suffix}")):
-        old.unlink(missing_ok=True)
     for shard, target in zip(shards, paths, strict=True):
-        target.touch()
-        mode = target.stat().st_mode  # of any new file; safetensors writes for its user alone, and weights are for others too
-        save_file(shard, target, metadata)
-        target.chmod(mode)
+        part = target.with_suffix(".part")
+        part.touch()
+        mode = part.stat().st_mode  # of any new file; safetensors writes for its user alone, and weights are for others too
+        save_file(shard, part, metadata)
+        part.chmod(mode)
+        os.replace(part, target)
         print(f"{target}: {len(shard)} tensors, {target.stat().st_size / 1e6:.2f} MB")
+    before = re.compile(re.escape(path.stem) + r"(-\d{5}-of-\d{5})?" + re.escape(path.suffix))
+    for old in path.parent.iterdir():  # what was there under this name, in more files or fewer
+        if before.fullmatch(old.name) and old not in paths:
+            old.unlink()
     return paths
 
 
@@ -65,6 +72,7 @@ def main() -> None:
     parser.add_argument("--one-file", action="store_true", help="no shards, however large it is: for what is committed")
     parser.add_argument("--keep-scale", type=Path, help="an exported VAE whose latents' scale stays valid (its encoder is unchanged)")
     args = parser.parse_args()
+    check_file("the target", args.target, ".safetensors")
     try:
         state = read(args.source / "last.pt" if args.source.is_dir() else args.source)
     except ValueError as error:
@@ -77,12 +85,14 @@ def main() -> None:
         half = {k: v.half().float() for k, v in weights.items()}
         vae.load_state_dict(half)  # measured on the weights that are shipped
         if args.keep_scale:
-            mean, std = read_scale(args.keep_scale)
+            mean, std = read_scale(args.keep_scale, "--keep-scale")
         else:
             mean, std = latents_scale(vae)
         metadata |= {"latents_mean": json.dumps(mean), "latents_std": json.dumps(std)}
         print("latents_mean:", mean, "\nlatents_std:", std)
     else:
+        if "patch_embedding.weight" not in weights:
+            parser.error(f"{one_line(args.source, 200)} is no denoiser's: name a run of train_dit, finetune or training.train")
         weights |= {k: v for k, v in state["model"].items() if k not in weights}
     write(weights, args.target, metadata, sys.maxsize if args.one_file else SHARD_BYTES)
 

@@ -27,7 +27,7 @@ from training.objectives.forcing import robust
 from training.objectives.rollout import Rollout as SelfForcing
 from training.plan import RolloutSettings
 from training.train_dit import ADAMW, BLOCK, STEPS, as_batch, garden_dit
-from training.train_vae import load_garden_vae
+from training.train_vae import load_garden_vae, read_scale
 
 
 class Rollout:
@@ -91,6 +91,7 @@ def main() -> None:
         parser.error(f"--last-horizon {args.last_horizon}: not below --first-horizon, which is {args.first_horizon}")
     feed = None if args.feed is None else open_feed(parser, "--feed", args.feed)
     device = args.device
+    read_scale(args.vae)  # which nothing else may look at: with a --feed all is encoded
     run = TrainingRun(args.out, args.minutes)
     torch.manual_seed(0)  # of the fresh weights
     dit = garden_dit().to(device)
@@ -104,7 +105,7 @@ def main() -> None:
     else:
         maker = ClipMaker(load_garden_vae(args.vae).to(device), 8000 + seed, device, idle=args.idle)
         stored = (args.out if not trainee.fresh else args.start_from) / "clips.safetensors"
-        clips = Clips.load(stored) if stored.is_file() else maker.make(2)
+        clips = Clips.load(stored, CLIP_BLOCKS) if stored.is_file() else maker.make(2)
         while len(clips) < args.first_clips:
             clips = clips.append(maker.make(2))
     rollout = Rollout(dit, device, guide.told, args.guidance, args.robust)

@@ -53,12 +53,13 @@ def main() -> None:
     for path in (*args.runs, args.vae):
         if not path.exists():
             parser.error(f"{path} is not there: name a run's folder, its last.pt, or exported safetensors")
+    weights = [weights_for("training.heldout", run)[0] for run in args.runs]  # before walks are drawn for minutes
     device = args.device
     walks, still = (windows(unseen(args.vae, count, device, idle), device) for count, idle in ((args.clips, 1 / 16), (args.still, 1.0)))
     sampler = load_config("garden").sampler
-    for run in args.runs:
+    for run, its in zip(args.runs, weights, strict=True):
         dit = garden_dit().to(device)
-        load_weights(dit, weights_for("training.heldout", run)[0], run, f"training.heldout {FITTING}")
+        load_weights(dit, its, run, f"training.heldout {FITTING}")
         play = Resampler(dit, STEPS, sampler.shift, working_dtype(device), sampler.last_noise)
         print(run)
         for name, batch in (("walking", walks), ("standing still", still)):

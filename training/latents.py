@@ -13,10 +13,12 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from engine import load_config
+from models.errors import WorldError, one_line
 from models.vae import VAE
 from training.common import working_dtype, working_precision
 from training.simulator import FULL_MOUSE, HEIGHT, WIDTH, Pose, random_actions, random_poses, rollout
@@ -63,8 +65,37 @@ class Clips:
         save_file({f.name: getattr(self, f.name).contiguous() for f in fields(self)}, path)
 
     @classmethod
-    def load(cls, path: Path) -> Clips:
+    def load(cls, path: Path, blocks: int | None = None) -> Clips:
+        """What `save` wrote. Raises WorldError as `check` does."""
+        cls.check(path, blocks)
         return cls(**load_file(path))
+
+    @classmethod
+    def check(cls, path: Path, blocks: int | None = None) -> None:
+        """Raises WorldError for a file that holds no clips, or others than of so many ``blocks``. Reads the table of its tensors only."""
+        try:
+            with safe_open(path, "pt") as file:
+                have = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118 (no mapping)
+        except Exception as error:  # safetensors names many
+            raise WorldError(f"{one_line(path, 200)}: no clips can be read from it: {one_line(error, 120)}; move it away") from None
+        names = {f.name for f in fields(cls)}
+        if set(have) != names:
+            found = one_line(", ".join(sorted(have)) or "nothing", 120)
+            raise WorldError(f"{one_line(path, 200)} holds {found}; clips of training.make_clips hold {', '.join(sorted(names))}")
+        count, z, length, *place = have["latents"] if len(have["latents"]) == 5 else (0, 0, 0)
+        frames = have["keyboard"][1] if len(have["keyboard"]) == 3 else 0
+        wanted = {
+            "latents": [count, z, length, *place],
+            "condition": [count, z, min(CONDITION_LATENTS, length), *place],
+            "keyboard": [count, frames, 4],
+        }
+        wanted |= {"mouse": [count, frames, 2], "pose": [count, length, 4], "settled": [z, *place]}
+        wrong = [name for name in have if have[name] != wanted[name]]
+        if wrong or min(count, length, frames) < 1:
+            name = wrong[0] if wrong else "latents"
+            raise WorldError(f"{one_line(path, 200)}: {name} is {have[name]}, which is of no clips beside the rest of it: move it away")
+        if blocks is not None and length != 3 * blocks:
+            raise WorldError(f"{one_line(path, 200)}: its clips have {length // 3} blocks, {blocks} are wanted here (make_clips --blocks)")
 
 
 def joined(parts: Sequence[Clips]) -> Clips:

@@ -26,22 +26,25 @@ from training.train_vae import load_garden_vae
 class ClipFeed:
     """The shards of a folder, each of them once, in the order in which they came."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, blocks: int | None = None) -> None:
+        self.folder, self.blocks = folder, blocks
         self._read: set[str] = set()
 
     def new(self) -> list[Clips]:
-        """What has come since the last call. Raises FileNotFoundError if the folder is not there."""
+        """What has come since the last call. Raises WorldError for a shard without clips, or with others than of ``blocks`` blocks, and
+        FileNotFoundError if the folder is not there."""
         shards = [path for path in self.folder.iterdir() if path.suffix == ".safetensors" and path.name not in self._read]
         self._read.update(path.name for path in shards)
-        return [Clips.load(path) for path in sorted(shards, key=lambda path: (path.stat().st_mtime_ns, path.name))]
+        return [Clips.load(path, self.blocks) for path in sorted(shards, key=lambda path: (path.stat().st_mtime_ns, path.name))]
 
 
-def open_feed(parser: argparse.ArgumentParser, option: str, folder: Path) -> ClipFeed:
-    """The folder that ``option`` of a command names; one without shards is refused."""
+def open_feed(parser: argparse.ArgumentParser, option: str, folder: Path, blocks: int = CLIP_BLOCKS) -> ClipFeed:
+    """The folder that ``option`` of a command names; one without shards is refused, or with clips of another length. Raises WorldError."""
     if not (folder.is_dir() and any(folder.glob("*.safetensors"))):
         parser.error(f"{option} {folder} has no shards yet: fill it with python -m training.make_clips --out {folder}")
-    return ClipFeed(folder)
+    for shard in folder.glob("*.safetensors"):
+        Clips.check(shard, blocks)
+    return ClipFeed(folder, blocks)
 
 
 def next_number(folder: Path, seed: int) -> int:
@@ -79,7 +82,10 @@ def main() -> None:
     args = parser.parse_args()
     new_folder(args.out)
     before, spent = next_number(args.out, args.seed), args.out / f"{args.seed}_seconds.txt"
-    seconds = float(spent.read_text()) if spent.exists() else 0.0
+    try:
+        seconds = float(spent.read_text()) if spent.exists() else 0.0
+    except ValueError:
+        parser.error(f"{spent} tells no number of seconds: remove it, and the minutes begin anew")
     seed = 6000 + 10_000 * args.seed + before  # before: a maker that goes on draws what it has not drawn
     device = args.device
     vae = load_garden_vae(args.vae).to(device)

@@ -7,6 +7,7 @@ Both come from `training.evaluate`; `tests/training/test_evaluation.py` holds th
 
 from __future__ import annotations
 
+import argparse
 import json
 import re
 from pathlib import Path
@@ -102,6 +103,7 @@ def measured() -> tuple[Table, Table]:
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     page = DOCS / "GARDEN.md"
     text = page.read_text()
     before, rest = text.split(BEGIN)

@@ -42,9 +42,9 @@ class Workers:
             if "RANK" in os.environ and count > 1 and place.type == "cuda":
                 place = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
                 torch.cuda.set_device(place)
-            torch.empty(1, device=place)
+            torch.empty(1, device=place).tolist()  # reading it back tells a real one from "meta"
             without_cudnn_attention(place)
-        except (RuntimeError, AssertionError, ValueError) as error:
+        except (RuntimeError, AssertionError, ValueError, NotImplementedError) as error:
             raise WorldError(f"there is no device {one_line(device, 80)!r} for training here: {one_line(error, 120)}") from None
         if "RANK" not in os.environ or count == 1:
             return cls(0, 1, place)

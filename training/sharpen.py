@@ -25,7 +25,7 @@ from engine import load_config
 from engine.frames import to_uint8
 from models.vae import VAE
 from models.vae_layers import CausalConv3d
-from training.arguments import add_device, count, in_a_line, positive, whole
+from training.arguments import add_device, check_file, count, in_a_line, positive, whole
 from training.common import FITTING, load_weights, weights_for, working_dtype
 from training.draws import BatchNoise
 from training.export import write
@@ -121,6 +121,7 @@ def main() -> None:
     for path in (args.vae, args.dit):
         if not path.exists():
             parser.error(f"{path} is not there: name exported safetensors, or for --dit a run's folder or its last.pt")
+    check_file("--out", args.out, ".safetensors")
     device = args.device
     vae = load_garden_vae(args.vae).to(device)
     dit = garden_dit().to(device)

@@ -5,12 +5,14 @@ python -m training.start_pictures assets/garden
 
 from __future__ import annotations
 
+import argparse
 import sys
 from pathlib import Path
 
 import torch
 from PIL import Image
 
+from training.arguments import in_a_line, new_folder
 from training.simulator import Pose, render
 
 PLACES = (  # x, y in cells, yaw in radians
@@ -19,13 +21,17 @@ PLACES = (  # x, y in cells, yaw in radians
 )  # fmt: skip
 
 
-def main(folder: Path) -> None:
+@in_a_line
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, help=f"start_1.png to start_{len(PLACES)}.png go there, in the place of those that are there")
+    folder = parser.parse_args().folder
+    new_folder(folder, "the folder")
     x, y, yaw = torch.tensor(PLACES).unbind(1)
     pictures = render(Pose(x, y, yaw, torch.zeros_like(x))).permute(0, 2, 3, 1).numpy()
-    folder.mkdir(parents=True, exist_ok=True)
     for i, picture in enumerate(pictures, 1):
         Image.fromarray(picture).save(folder / f"start_{i}.png")
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1] if len(sys.argv) > 1 else "assets/garden"))
+    sys.exit(main())

@@ -21,7 +21,7 @@ import torch
 
 from engine.config import WorldConfig
 from models.errors import WorldError
-from training.arguments import number
+from training.arguments import in_a_line, number
 from training.dataset import Data, open_clips
 from training.dryrun import dry_run
 from training.journal import summary_writer
@@ -84,6 +84,7 @@ def train(args: argparse.Namespace) -> None:
     workers.finish()
 
 
+@in_a_line
 def main() -> int:
     parser = argparse.ArgumentParser(prog="training.train", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("plan", help="name of a plan in training/configs, or a yaml")
@@ -103,9 +104,6 @@ def main() -> int:
     args = parser.parse_args()
     try:
         train(args)
-    except WorldError as error:
-        print(error, file=sys.stderr)
-        return 2
     except TrainingError as error:
         print(error, file=sys.stderr)
         return 1

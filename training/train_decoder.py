@@ -93,7 +93,7 @@ def main() -> None:
     if feed is not None:
         clips = joined(feed.new())
     else:
-        clips = Clips.load(args.clips) if args.clips else maker.make(1)
+        clips = Clips.load(args.clips, CLIP_BLOCKS) if args.clips else maker.make(1)
     while not args.clips and len(clips) < args.first_clips:
         clips = clips.append(maker.make(2))
     torch.manual_seed(500 + seed)

@@ -36,7 +36,7 @@ from training.make_clips import open_feed
 from training.objectives.forcing import robust
 from training.objectives.resampling import Resampler
 from training.objectives.view import View
-from training.train_vae import load_garden_vae
+from training.train_vae import load_garden_vae, read_scale
 
 STEPS = load_config("garden").sampler.steps
 STARTS_KEPT = 100_000  # first blocks: 2 GB
@@ -155,7 +155,7 @@ def main() -> None:
     parser.add_argument("--slow-looking", type=weight, default=1.0, help="factor on the rates up to the guided layer")
     parser.add_argument("--context-noise", type=share, default=0.3)
     parser.add_argument(
-        "--resampling", type=float, default=0.0, help="share of the steps whose past the model makes; it grows for half the time"
+        "--resampling", type=share, default=0.0, help="share of the steps whose past the model makes; it grows for half the time"
     )
     parser.add_argument("--resampling-from", type=share, default=0.0, help="share of the time before that begins, for weights yet to mend")
     parser.add_argument("--resampling-at-once", action="store_true", help="from the first step on: for weights that are used to it")
@@ -186,7 +186,7 @@ def main() -> None:
     parser.add_argument("--start-from", type=Path, help="a run's folder, its last.pt, or exported safetensors")
     args = parser.parse_args()
     feed = None if args.feed is None else open_feed(parser, "--feed", args.feed)
-    starts_feed = None if args.starts is None else open_feed(parser, "--starts", args.starts)
+    starts_feed = None if args.starts is None else open_feed(parser, "--starts", args.starts, 1)
     try:
         FlowSchedule().timesteps(args.steps)
     except ValueError as error:
@@ -197,6 +197,7 @@ def main() -> None:
         parser.error(f"--steps {args.steps[0]}: name two levels or more")
     device = args.device
     starts = None if starts_feed is None else joined(starts_feed.new()).to(device)
+    read_scale(args.vae)  # which nothing else may look at: with a --feed all is encoded
     run = TrainingRun(args.out, args.minutes)
     torch.manual_seed(0)  # of the fresh weights
     dit = garden_dit().to(device)
@@ -214,7 +215,7 @@ def main() -> None:
         clips = joined(feed.new()).newest(args.pool).to(device)  # windows are cut where the model is
     else:
         maker = ClipMaker(load_garden_vae(args.vae).to(device), 5000 + seed, device, not args.no_compile, args.idle)
-        clips = Clips.load(stored) if stored.exists() else maker.make(2)
+        clips = Clips.load(stored, CLIP_BLOCKS) if stored.exists() else maker.make(2)
         while len(clips) < args.first_clips:
             clips = clips.append(maker.make(2))
             print(f"\r{len(clips)} clips", end="", flush=True)

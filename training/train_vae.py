@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -24,9 +25,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from engine import load_config
-from models.errors import one_line
+from models.errors import WorldError, one_line
 from models.vae import VAE
-from training.arguments import WorldError, add_device, count, in_a_line, positive, rate, weight, whole
+from training.arguments import add_device, count, in_a_line, positive, rate, weight, whole
 from training.common import AveragedWeights, Trainee, TrainingRun, load_weights, working_precision
 from training.simulator import random_actions, random_poses, rollout
 
@@ -37,25 +38,34 @@ def garden_vae(mean: Sequence[float] | None = None, std: Sequence[float] | None 
     return VAE(replace(sizes, latents_mean=tuple(mean or [0.0] * sizes.z_dim), latents_std=tuple(std or [1.0] * sizes.z_dim)))
 
 
-def read_scale(path: Path) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation per latent channel, as `training.export` wrote them beside the weights. Raises WorldError."""
+def read_scale(path: Path, option: str = "--vae") -> tuple[list[float], list[float]]:
+    """Mean and standard deviation per latent channel, as `training.export` wrote them beside the weights that the ``option`` of a
+    command names. Raises WorldError."""
     try:
         with safe_open(path, "pt") as file:
             metadata = file.metadata()
-        return json.loads(metadata["latents_mean"]), json.loads(metadata["latents_std"])
+        mean, std = ([float(n) for n in json.loads(metadata[name])] for name in ("latents_mean", "latents_std"))
     except Exception as error:  # safetensors names many
-        raise WorldError(f"{one_line(path, 200)}: no exported VAE can be read from it: {one_line(error, 160)}") from None
+        raise WorldError(f"{option} {one_line(path, 200)}: no exported VAE can be read from it: {one_line(error, 160)}") from None
+    channels = load_config("garden").vae.z_dim
+    if not (len(mean) == len(std) == channels and all(map(math.isfinite, mean)) and all(0 < n < math.inf for n in std)):
+        raise WorldError(
+            f"{option} {one_line(path, 200)}: its latents_mean and latents_std are not {channels} numbers each: export the VAE again"
+        )
+    return mean, std
 
 
 def load_garden_vae(path: Path) -> VAE:
-    """The exported VAE that --vae names, float32, with its latents' scale. SystemExit, in one line, where there is none."""
-    try:
-        mean, std = read_scale(path)
-        weights = {k: v.float() for k, v in load_file(path).items()}
-    except Exception as error:  # safetensors names many
-        raise SystemExit(f"--vae {one_line(path, 200)}: no exported VAE can be read from it: {one_line(error, 160)}") from None
+    """The exported VAE at ``path``, float32, with its latents' scale. Raises WorldError where there is none."""
+    mean, std = read_scale(path)
+    weights = load_file(path)
+    strange = [name for name, tensor in weights.items() if not (tensor.is_floating_point() and tensor.isfinite().all())]
+    if strange:
+        raise WorldError(
+            f"--vae {one_line(path, 200)}: {one_line(strange[0], 80)} is not all numbers a network computes with: export it again"
+        )
     vae = garden_vae(mean, std)
-    load_weights(vae, weights, path, "--vae takes what training.export makes of a VAE")
+    load_weights(vae, {name: tensor.float() for name, tensor in weights.items()}, path, "--vae takes what training.export makes of a VAE")
     return vae.eval()
 
 

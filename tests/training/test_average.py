@@ -12,7 +12,7 @@ from training.common import starting_weights
 
 
 def state(value: float, size: int = 2) -> dict:
-    weights = {"layer.weight": torch.full((size, 2), value), "layer.bias": torch.full((size,), 2 * value)}
+    weights = {"patch_embedding.weight": torch.full((size, 2), value), "patch_embedding.bias": torch.full((size,), 2 * value)}
     helper = {"read.weight": torch.full((1,), -value)}
     return {"step": 3, "seconds": 60.0, "model": {k: v + 9 for k, v in weights.items()}, "averaged": weights, "helper": helper}
 
@@ -32,10 +32,12 @@ def test_the_mean_begins_runs_and_is_exported(tmp_path: Path, monkeypatch: pytes
     runs = [save(tmp_path / name, state(value)) for name, value in (("a", 1.0), ("b", 2.0), ("c", 6.0))]
     run(monkeypatch, average, *runs, "--out", tmp_path / "new" / "mean.pt")
     weights, helper = starting_weights(tmp_path / "new" / "mean.pt")
-    assert torch.equal(weights["layer.weight"], torch.full((2, 2), 3.0)) and torch.equal(weights["layer.bias"], torch.full((2,), 6.0))
+    assert torch.equal(weights["patch_embedding.weight"], torch.full((2, 2), 3.0)) and torch.equal(
+        weights["patch_embedding.bias"], torch.full((2,), 6.0)
+    )
     assert torch.equal(helper["read.weight"], torch.tensor([-3.0]))
     run(monkeypatch, export, "dit", tmp_path / "new" / "mean.pt", tmp_path / "mean.safetensors")
-    assert torch.equal(starting_weights(tmp_path / "mean.safetensors")[0]["layer.bias"], torch.full((2,), 6.0))
+    assert torch.equal(starting_weights(tmp_path / "mean.safetensors")[0]["patch_embedding.bias"], torch.full((2,), 6.0))
 
 
 def test_exported_weights_count_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -43,7 +45,7 @@ def test_exported_weights_count_too(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     run(monkeypatch, export, "dit", other / "last.pt", tmp_path / "b.safetensors")
     run(monkeypatch, average, one, tmp_path / "b.safetensors", "--out", tmp_path / "mean.pt")
     kept = torch.load(tmp_path / "mean.pt", weights_only=True)
-    assert torch.equal(kept["averaged"]["layer.weight"], torch.full((2, 2), 2.5)) and "helper" not in kept
+    assert torch.equal(kept["averaged"]["patch_embedding.weight"], torch.full((2, 2), 2.5)) and "helper" not in kept
     assert kept["step"] == 6 and kept["seconds"] == 120.0
 
 
@@ -51,7 +53,7 @@ def test_shares(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     one, other = save(tmp_path / "a", state(1.0)), save(tmp_path / "b", state(5.0))
     run(monkeypatch, average, one, other, "--shares", 0.75, 0.25, "--out", tmp_path / "mean.pt")
     kept = torch.load(tmp_path / "mean.pt", weights_only=True)
-    assert torch.equal(kept["averaged"]["layer.bias"], torch.full((2,), 4.0)) and kept["helper"]["read.weight"].item() == -2.0
+    assert torch.equal(kept["averaged"]["patch_embedding.bias"], torch.full((2,), 4.0)) and kept["helper"]["read.weight"].item() == -2.0
 
 
 def test_it_refuses_what_does_not_belong_together(
@@ -62,7 +64,7 @@ def test_it_refuses_what_does_not_belong_together(
     torch.save({"averaged": {}, "helper": {}}, tmp_path / "whole.pt")
     (tmp_path / "text.pt").write_text("no weights")
     for arguments, words in (
-        ((one, other, "--out", tmp_path / "mean.pt"), "2 tensors are not of one network, layer.weight among them"),
+        ((one, other, "--out", tmp_path / "mean.pt"), "2 tensors are not of one network, patch_embedding.weight among them"),
         ((one, one, "--shares", 0.5, 0.6, "--out", tmp_path / "mean.pt"), "name one for each of the 2 runs, summing up to 1"),
         ((one, tmp_path / "c", "--out", tmp_path / "mean.pt"), "c is not there"),
         ((one, tmp_path / "whole.pt", "--out", tmp_path / "mean.pt"), "whole.pt is no run's last.pt"),

@@ -13,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from engine.worldfile import asset_folder
 from tests.training.test_trainers import random_clips, small_dit
 from training import finetune as tuning
 from training import train_dit
@@ -21,6 +22,8 @@ from training.guide import Guides, PoseGuide
 from training.latents import Clips
 from training.make_clips import write_shard
 from training.objectives.resampling import Resampler
+
+VAE = asset_folder() / "garden/vae.safetensors"
 
 
 def first_blocks(count: int) -> Clips:
@@ -56,7 +59,7 @@ def logged(trainer: ModuleType, words: str, out: Path, monkeypatch: pytest.Monke
 
 
 def train(folder: Path, steps: int, monkeypatch: pytest.MonkeyPatch, more: str = "", run: str = "run") -> list[dict]:
-    words = f"--vae none --feed {folder}/feed --starts {folder}/starts --out {folder}/{run} --minutes {steps} --batch 2 --blocks 2"
+    words = f"--vae {VAE} --feed {folder}/feed --starts {folder}/starts --out {folder}/{run} --minutes {steps} --batch 2 --blocks 2"
     words += " --lr 4e-3 --starts-batch 4 --guided-layer 0 --told-layer 1 --resampling 1 --resampling-at-once --no-compile --device cpu"
     words += f" {more}"
     return logged(train_dit, words, folder / run, monkeypatch)
@@ -124,7 +127,7 @@ def test_the_past_begins_where_it_is_told_to(tmp_path: Path, monkeypatch: pytest
 
 
 def finetune(folder: Path, steps: int, monkeypatch: pytest.MonkeyPatch, more: str = "", run: str = "tuned") -> list[dict]:
-    words = f"--vae none --start-from {folder}/exported.safetensors --feed {folder}/feed --out {folder}/{run} --minutes {steps} --batch 2"
+    words = f"--vae {VAE} --start-from {folder}/exported.safetensors --feed {folder}/feed --out {folder}/{run} --minutes {steps} --batch 2"
     words += f" --lr 1e-3 --first-horizon 2 --last-horizon 3 --guided-layer 0 --told-layer 1 --device cpu {more}"
     return logged(tuning, words, folder / run, monkeypatch)
 

@@ -14,6 +14,7 @@ from engine import load_config
 from engine.clock import BlockClock
 from engine.conditioning import ConditionRing, Rows, StartCondition
 from models.dit import DiT
+from models.errors import WorldError
 from tests.training.tiny import tiny_plan
 from training.common import (
     AveragedWeights,
@@ -253,7 +254,7 @@ def test_a_run_goes_on_where_it_stopped(tmp_path: Path) -> None:
         assert all(torch.equal(a[name], b[name]) for name in a)
     model = torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.Linear(8, 8))
     Trainee(model, TrainingRun(tmp_path / "rates", minutes=1), 1e-2, 1e-2, 0.9).save()
-    with pytest.raises(SystemExit, match="begun with other rates"):
+    with pytest.raises(WorldError, match="begun with other rates"):
         Trainee(model, TrainingRun(tmp_path / "rates", minutes=1), 1e-2, 1e-2, 0.9, slow=[model[0]], slowness=0.5)
     begun = begin("other", start_from=tmp_path / "run")
     saved = torch.load(tmp_path / "run" / "last.pt", weights_only=True)["averaged"]
@@ -277,13 +278,13 @@ def test_weights_of_another_network_are_refused_in_one_line(tmp_path: Path) -> N
         (layers(4), r"three lacks 3\.weight \(2 of 8 tensors missing\): --start-from takes"),
         (layers(3, 4), r"three has 0\.weight as \[8, 8\], this network as \[4, 8\]: --start-from takes"),
     ):
-        with pytest.raises(SystemExit, match=says) as refusal:
+        with pytest.raises(WorldError, match=says) as refusal:
             begin(model, "new", "three")
         assert "\n" not in str(refusal.value)
-        with pytest.raises(SystemExit, match=r"last\.pt .*another network; choose another --out"):
+        with pytest.raises(WorldError, match=r"last\.pt .*another network; choose another --out"):
             begin(model, "three")
     for place in ((layers(3), "three"), (layers(3), "new", "three")):
-        with pytest.raises(SystemExit, match=r"lacks 1\.weight .*its helper is another training's"):
+        with pytest.raises(WorldError, match=r"lacks 1\.weight .*its helper is another training's"):
             begin(*place, helper=layers(2))
     (tmp_path / "text.pt").write_text("no weights")
     torch.save({"step": 1}, tmp_path / "else.pt")
@@ -292,10 +293,10 @@ def test_weights_of_another_network_are_refused_in_one_line(tmp_path: Path) -> N
         ("text.pt", "text.pt: no weights"),
         ("else.pt", "no run's averaged weights"),
     ):
-        with pytest.raises(SystemExit, match=f"^--start-from .*{says}") as refusal:
+        with pytest.raises(WorldError, match=f"^--start-from .*{says}") as refusal:
             begin(layers(3), "new", name)
         assert "\n" not in str(refusal.value)
-        with pytest.raises(SystemExit, match=r"^--vae .*no exported VAE can be read from it") as refusal:
+        with pytest.raises(WorldError, match=r"^--vae .*no exported VAE can be read from it") as refusal:
             load_garden_vae(tmp_path / name)
         assert "\n" not in str(refusal.value)
     noted = torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.BatchNorm1d(8))

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import sys
 import time
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from training.arguments import check_file, in_a_line, whole
 from training.simulator import FPS, random_actions, random_poses, render, rollout
 
 
@@ -54,12 +57,16 @@ def measure(seed: int = 1) -> None:
     print(f"idle rows {idle:.0%}; mean picture {frames.mean():.2f}, deviation {frames.std():.2f}")
 
 
+@in_a_line
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--sheet", metavar="PNG", help="write a contact sheet")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--sheet", type=Path, metavar="PNG", help="write a contact sheet")
+    parser.add_argument("--seed", type=whole(0), default=0)
     parser.add_argument("--measure", action="store_true", help="print speed and PSNR of the repeated first frame")
     arguments = parser.parse_args()
+    if not (arguments.sheet or arguments.measure):
+        parser.error("nothing to do: --sheet PNG draws a contact sheet, --measure prints numbers")
+    check_file("--sheet", arguments.sheet, ".png")
     if arguments.sheet:
         from PIL import Image
 
@@ -69,4 +76,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
