@@ -81,6 +81,11 @@ class WeightFiles:
     folders: Mapping[str, Path] = field(default_factory=dict, metadata={"yaml": False}, compare=False)
     added: frozenset[str] = field(default=frozenset(), metadata={"yaml": False})
 
+    def __post_init__(self) -> None:
+        for part in PARTS:
+            if any(not name.strip() for name in getattr(self, part)):
+                raise ValueError(f"{part} must list names of files, got {list(getattr(self, part))}")
+
 
 @dataclass(frozen=True)
 class WorldConfig:
@@ -173,6 +178,7 @@ class WorldConfig:
             (action.mouse_dim == mouse, f"model.action.mouse_dim is {action.mouse_dim}, actions.look_scale calls for {mouse}"),
             (bool(model.img_dim) == (self.vision is not None), f"model.img_dim is {model.img_dim}: vision goes with image tokens only"),
             (self.vision is None or self.vision.dim == model.img_dim, f"vision.dim must equal model.img_dim {model.img_dim}"),
+            (self.start is None or bool(self.start.strip()), f"start must be the name of a picture (or left out), got {self.start!r}"),
             (bool(self.weights.dit and self.weights.vae), "weights needs at least one file for dit and one for vae"),
             (self.vision is None or bool(self.weights.vision), "weights needs a file for vision"),
             (self.decoder in DECODERS, f"decoder is one of {', '.join(DECODERS)}; got {self.decoder!r}"),

@@ -88,7 +88,7 @@ def inspect_weights(path: Path, worlds: Sequence[str] = (), numbers: bool = True
     Without ``numbers`` only its table of contents is read: neither hash nor NaN are looked for. Memory holds a few million
     numbers at a time. Raises WeightError for what is no weight file, WorldError for a world that cannot be read.
     """
-    file = open_weights(path)
+    file, known = open_weights(path), known_models(worlds)  # what may be refused comes before gigabytes are read
     sizes = {name: math.prod(shape) for name, shape in file.shapes.items()}
     dtypes: dict[str, int] = {}
     for name, dtype in file.dtypes.items():
@@ -103,7 +103,7 @@ def inspect_weights(path: Path, worlds: Sequence[str] = (), numbers: bool = True
         dtypes=dtypes,
         what=None if kind is None else kind.words,
         advice=None if kind is None else kind.advice,
-        nearest=nearest_model(file.shapes, known_models(worlds)),
+        nearest=nearest_model(file.shapes, known),
         nonfinite=_nonfinite(file, progress) if numbers else None,
     )
 

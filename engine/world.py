@@ -88,7 +88,7 @@ class World:
         Raises WorldError (WeightError for files) with one line that says what is wrong.
         """
         config = world if isinstance(world, WorldConfig) else load_config(world)
-        place, decoding = device_named(device), device_named(decode_device or device)
+        place, decoding = device_named(device), device_named(device if decode_device is None else decode_device)
         kind = choose_dtype(dtype or config.dtype, place)
         choose_attention(attention, place, kind, config)
         _check_linears(config, place, kind)
@@ -118,17 +118,17 @@ class World:
     ) -> World:  # fmt: skip
         """A world of the same shapes with random weights and no files: to measure with, not to look at. Raises WorldError as `load`."""
         config = world if isinstance(world, WorldConfig) else load_config(world)
-        place, decoding = device_named(device), device_named(decode_device or device)
+        place, decoding = device_named(device), device_named(device if decode_device is None else decode_device)
         kind = choose_dtype(dtype or config.dtype, place)
         _check_linears(config, place, kind)
         dit, vae = _build(DiT, config.model), _build(VAE, config.vae)
-        randomise(dit, place, kind, seed)
-        randomise(vae, decoding, kind, seed)
+        _randomise(dit, place, kind, seed)
+        _randomise(vae, decoding, kind, seed)
         vae.encoder.float()
         vae.conv1.float()
         taehv = _build(TAEHV, config.taehv).eval() if config.decoder == "taehv" else None
         if taehv is not None:
-            randomise(taehv, decoding, kind, seed)
+            _randomise(taehv, decoding, kind, seed)
         return cls(config, dit.eval(), vae.eval(), {}, place, kind, decoding, taehv, attention, graphs)
 
     @staticmethod
@@ -316,12 +316,24 @@ def _build(kind: Callable[[Any], Module], config: object) -> Module:
         raise WorldError(f"no {kind.__name__} can be built of these sizes: {one_line(error, 120)}") from None
 
 
+def _randomise(module: Module, place: torch.device, kind: torch.dtype, seed: int) -> None:
+    """Random weights. What of them does not fit into memory is refused: no shape of a file's has told before that they are too large."""
+    try:
+        randomise(module, place, kind, seed)
+    except RuntimeError as error:
+        size = sum(tensor.numel() for tensor in module.state_dict().values()) * kind.itemsize / 1e9
+        words = f"{type(module).__name__} of these sizes has {size:,.1f} GB of weights, which do not fit into the memory of {place}"
+        raise WorldError(f"{words} ({one_line(error, 120)}); make it smaller") from None
+
+
 def device_named(name: str) -> torch.device:
     """The device of that name, tried out. Raises WorldError. torch names many it may lack, and refuses them in almost any way."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about names it is giving up
             device = torch.device(name)
+            if device.type == "cpu" and device.index:  # torch would take any number for the one there is
+                raise ValueError(name)
             if device.type == "cuda":
                 pin_workspace()
             first = torch.empty(1, device=device)

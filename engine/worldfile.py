@@ -63,7 +63,7 @@ def read_layers(name_or_yaml: str | Path) -> tuple[Layer, ...]:
     file = _find(str(name_or_yaml))
     layers: list[Layer] = []
     while True:
-        settings = _load(file)
+        settings = load_yaml(file)
         base = settings.pop("extends", None) if isinstance(settings, dict) else None
         if layers and not isinstance(settings, dict):
             raise WorldError(f"{layers[-1].label}: extends {file.name}, which is no table of settings")
@@ -133,19 +133,26 @@ def _base(name: Any, file: Path) -> Path:
         raise WorldError(f"{file.name}: extends: {error}") from None
 
 
-def _load(file: Path) -> Any:
+def load_yaml(file: Path) -> Any:
+    """The plain values in a yaml file of at most `YAML_LIMIT` bytes, without aliases and without a name set twice. Raises WorldError."""
     try:
         with open(file, "rb") as stream:
             data = stream.read(YAML_LIMIT + 1)
         if len(data) > YAML_LIMIT:
-            raise WorldError(f"{file} is more than {YAML_LIMIT} bytes long; a world's yaml has a few thousand")
+            raise WorldError(f"{file} is more than {YAML_LIMIT} bytes long; a yaml of settings has a few thousand")
         return yaml.load(data.decode("utf-8-sig"), _Loader)
     except OSError as error:
         raise WorldError(f"cannot read {file}: {error.strerror or error}") from None
     except WorldError:
         raise
+    except _Twice as error:
+        raise WorldError(f"{file}: {error}") from None
     except Exception as error:  # PyYAML fails in many ways on values that are not what their tag says
         raise WorldError(f"{file} is not a yaml file: {one_line(error)}") from None
+
+
+class _Twice(ValueError):
+    """A name that a table has twice: PyYAML would take the last one without a word."""
 
 
 class _Loader(yaml.SafeLoader):
@@ -164,3 +171,14 @@ class _Loader(yaml.SafeLoader):
         node = super().compose_node(parent, index)
         self.depth -= 1
         return node
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+        lines: dict[Any, int] = {}  # by name, where it stands
+        for key, _ in node.value if isinstance(node, yaml.MappingNode) else ():
+            if not isinstance(key, yaml.ScalarNode):
+                continue
+            name, line = (key.tag, key.value), key.start_mark.line + 1
+            if name in lines:
+                raise _Twice(f"{one_line(key.value, 80)} is set in line {lines[name]} and again in line {line}; leave one of them out")
+            lines[name] = line
+        return super().construct_mapping(node, deep)

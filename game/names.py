@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 SESSION = ".session.jsonl"
 PART = ".part.mp4"
+DUMPED_FRAME = re.compile(r"frame_([0-9]{6}|[1-9][0-9]{6,})\.png")  # in the folder of --dump
+DUMPED_ACTIONS = "actions.jsonl"
 
 
 def session_beside(film: Path) -> Path:

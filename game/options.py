@@ -70,6 +70,13 @@ def size(text: str) -> tuple[int, int]:
     return int(match[1]), int(match[2])
 
 
+def folder(text: str) -> Path:
+    """An argparse type: a folder. An empty text is none, where `Path` would take it for the current one."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError(f"must name a folder, not {text[:40]!r} (. is the current one)")
+    return Path(text)
+
+
 def is_clip(path: Path) -> bool:
     """Whether a start is a film rather than a picture, by its name."""
     return path.suffix.lower() in CLIP_SUFFIXES
@@ -87,6 +94,26 @@ def check_record(path: Path, overwrite: bool, session: Path | None = None, optio
     check_new(option, path, overwrite)
     if session is not None and session.exists() and not overwrite:
         raise UsageError(f"{option} {path}: {session} exists already; choose another name or add --overwrite")
+
+
+def refuse_inputs(outputs: dict[str, Path | None], inputs: dict[str, Path | str | None]) -> None:
+    """Refuse each of the ``outputs`` (by option) that is one of the ``inputs`` (by option, or in words): what is read would be lost.
+
+    Files are compared, not names: a link and another way of writing the path are the same file. --overwrite is no leave for that.
+    """
+    for option, output in outputs.items():
+        for name, source in inputs.items():
+            if output is not None and source is not None and same_file(output, source):
+                what = f"the file of {name}" if name.startswith("--") else name
+                raise UsageError(f"{option} {output}: would take the place of {what}, which is read here; choose another name")
+
+
+def same_file(first: Path | str, second: Path | str) -> bool:
+    """Whether both name one file that is there."""
+    try:
+        return os.path.samefile(first, second)
+    except (OSError, ValueError):  # not there, or no name at all
+        return False
 
 
 def check_new(option: str, path: Path, overwrite: bool) -> None:

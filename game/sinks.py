@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import queue
-import re
 import threading
 import time
 from collections.abc import Callable, Iterable
@@ -17,10 +16,10 @@ from PIL import Image
 
 from engine import WorldConfig
 from game.controls import Sample
+from game.names import DUMPED_ACTIONS, DUMPED_FRAME
 
 MAX_BARE = 10_000  # blocks without their frames that may wait to be written: hours of play
 STUCK_SECONDS = 10.0  # how long a sink may get nothing done at the end
-FRAME_NAME = re.compile(r"frame_([0-9]{6}|[1-9][0-9]{6,})\.png")
 
 
 @dataclass(frozen=True)
@@ -191,10 +190,10 @@ class Dump:
     def open(self, config: WorldConfig) -> None:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            self._actions = (self.folder / "actions.jsonl").open("w", encoding="utf-8")
+            self._actions = (self.folder / DUMPED_ACTIONS).open("w", encoding="utf-8")
             if self.overwrite:
                 for path in list(self.folder.iterdir()):
-                    if FRAME_NAME.fullmatch(path.name) and path.is_file():
+                    if DUMPED_FRAME.fullmatch(path.name) and path.is_file():
                         path.unlink()
         except OSError as error:
             raise SinkError(f"cannot write into {self.folder}: {error.strerror}") from error

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from game.options import UsageError, is_clip, listed, size, whole
+from game.options import UsageError, folder, is_clip, listed, size, whole
 
 if TYPE_CHECKING:
     import numpy as np
@@ -22,7 +22,7 @@ PARTS = {"dit": "world model", "vae": "picture decoder", "vision": "image encode
 def add_world_options(group: argparse._ArgumentGroup) -> None:
     """What tells a world and where it runs."""
     group.add_argument("--world", metavar="NAME", help="a bundled world or a yaml file of your own (garden)")
-    group.add_argument("--weights", type=Path, metavar="DIR", help="folder with the world's weights, if they are not bundled")
+    group.add_argument("--weights", type=folder, metavar="DIR", help="folder with the world's weights, if they are not bundled")
     group.add_argument("--start", type=Path, metavar="FILE", help="start picture (the world's own), or a clip (mp4, …) to go on from")
     group.add_argument("--device", default="cpu", metavar="NAME", help="cpu, cuda or mps (cpu)")
     group.add_argument("--decode-device", metavar="NAME", help="where pictures are decoded, such as cuda:1 (where the world is)")

@@ -13,6 +13,7 @@ from models.attention import Attend, KeyValue
 from models.kernels import rms_norm
 from models.linear import Linear, Packed, pack, product
 from models.rope import Rotary, apply_rotary
+from models.sizes import check_positive
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,7 @@ class ActionConfig:
     rope_dim: int = 8  # numbers of a head that turn with time; the rest belong to row and column, which are 0 here
 
     def __post_init__(self) -> None:
+        check_positive(self, "hidden", "heads", "keyboard_hidden", "windows_size", "vae_time_ratio", "rope_theta")
         if self.hidden % self.heads:
             raise ValueError(f"action hidden {self.hidden} does not divide into {self.heads} heads")
         if self.rope_dim % 2 or self.rope_dim > self.head_dim:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from models.action import ActionConfig
 from models.rope import axis_split
+from models.sizes import check_positive
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,8 @@ class DiTConfig:
     prediction: str = "velocity"
 
     def __post_init__(self) -> None:
+        check_positive(self, "dim", "ffn_dim", "freq_dim", "num_heads", "num_layers", "in_dim", "out_dim", "patch_size", "eps")
+        check_positive(self, "local_attn_size", "num_frame_per_block")
         if self.dim % self.num_heads:
             raise ValueError(f"dim {self.dim} does not divide into {self.num_heads} heads")
         axis_split(self.head_dim)

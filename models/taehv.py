@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from models.causal_cache import CausalCache, CompiledPixels, make_pixels
 from models.recorded import Recordings
+from models.sizes import check_positive
 
 TRIMMED = 3  # frames of the very first latent that are thrown away: T latents give 4T - 3
 
@@ -28,6 +29,7 @@ class TAEHVConfig:
     time_upscale: tuple[bool, ...] = (True, True)  # whether the last levels double the frames; those before them do not
 
     def __post_init__(self) -> None:
+        check_positive(self, "z_dim", "widths")
         if len(self.widths) < 2 or len(self.time_upscale) > len(self.widths) - 1:
             raise ValueError(f"widths {self.widths} must be one more than the levels, of which {len(self.time_upscale)} double the frames")
 

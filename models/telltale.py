@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from models.errors import WeightError, one_line
 
 KINDS = (".safetensors", ".pth", ".pt")
 REMAINS = (".incomplete", ".part", ".partial", ".crdownload", ".download", ".aria2", ".tmp")  # what downloads leave when cut off
+WEB_PAGE = re.compile(rb"(?:\xef\xbb\xbf)?\s*<[!?A-Za-z]")
 ZIP, ZIP_END = b"PK\x03\x04", b"PK\x05\x06"
 
 
@@ -16,6 +18,8 @@ def refuse_other_kinds(path: Path) -> None:
     """Raise WeightError, with what it is and what to do, unless the file may be a weight file of the kind its name says."""
     if path.is_dir():
         raise WeightError(f"{path} is a folder, not a weight file; give a .safetensors or .pth file in it")
+    if os.path.exists(path) and not os.path.isfile(path):  # unlike Path's own, these take names of any length
+        raise WeightError(f"{path} is a pipe or a device, not a weight file; give a .safetensors or .pth file")
     try:
         with open(path, "rb") as file:
             head = file.read(4096)
@@ -59,7 +63,7 @@ def _refuse_by_content(path: Path, head: bytes, size: int) -> None:
         stands = re.search(rb"\nsize (\d{1,15})\n", head)
         what = f" that stands for {int(stands[1]):,} bytes" if stands else ""
         raise WeightError(f"{path} is a Git-LFS pointer{what}, not the weights; run 'git lfs pull' there, or download the file itself")
-    if head.removeprefix(b"\xef\xbb\xbf").lstrip()[:1] == b"<":
+    if WEB_PAGE.match(head) and b"\0" not in head[:8]:  # a safetensors header's length may read "<h", but has zeros above that
         raise WeightError(f"{path} is a web page, not weights (an error or login page saved under this name); download the file itself")
     if size < len(head) + 1 and size < 4096 and _is_text(head):
         words = one_line(head.decode(), 60)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from models.causal_cache import CausalCache, CompiledPixels, make_pixels
 from models.recorded import Recordings
+from models.sizes import check_positive
 from models.vae_layers import AttentionBlock, CausalConv3d, Downsample, ResidualBlock, RMSNorm, Upsample
 
 WAN_MEAN = (-0.7571, -0.7089, -0.9113, 0.1075, -0.1745, 0.9653, -0.1517, 1.5508,
@@ -40,6 +41,7 @@ class VAEConfig:
     latents_std: tuple[float, ...] = WAN_STD
 
     def __post_init__(self) -> None:
+        check_positive(self, "dim", "z_dim", "dim_mult", "patch_size", "latents_std")
         if len(self.temporal_downsample) != len(self.dim_mult) - 1:
             raise ValueError(
                 f"temporal_downsample needs {len(self.dim_mult) - 1} entries, one less than dim_mult; got {self.temporal_downsample}"

@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.sizes import check_positive
+
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
@@ -26,6 +28,7 @@ class VisionConfig:
     norm_eps: float = 1e-5
 
     def __post_init__(self) -> None:
+        check_positive(self, "image_size", "patch_size", "dim", "mlp_ratio", "out_dim", "num_heads", "num_layers", "norm_eps")
         if self.image_size % self.patch_size:
             raise ValueError(f"image_size {self.image_size} does not divide into patches of {self.patch_size}")
         if self.dim % self.num_heads:

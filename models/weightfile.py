@@ -11,7 +11,9 @@ import json
 import math
 import mmap
 import os
+import re
 import struct
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +29,8 @@ HEADER_LIMIT = 16 << 20  # bytes; the published files have a few hundred thousan
 SIDE_LIMIT = 1 << 48
 PIECE = 4 << 20  # numbers
 PICKLE_PAGES = 256 << 20  # bytes read from a mapped `.pth` before it is mapped anew, which gives its pages back
+NEEDS_CODE = re.compile(r"GLOBAL (\S+)")  # in torch's words about a pickle: what it would have run, or made an object of
+REASON = re.compile(r".*(?:WeightsUnpickler error:|trusted source\.)\s+(.+?)\s+Check the documentation", re.DOTALL)
 DTYPES = {
     "BOOL": torch.bool, "U8": torch.uint8, "I8": torch.int8, "I16": torch.int16, "U16": torch.uint16, "I32": torch.int32,
     "U32": torch.uint32, "I64": torch.int64, "U64": torch.uint64, "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
@@ -151,7 +155,7 @@ class PickleFile:
         return self._tensors[name]
 
     def _load(self) -> dict[str, Tensor]:
-        data = _load_pickle(self.path)
+        data = load_pickle(self.path)
         if not isinstance(data, Mapping) or not all(isinstance(name, str) and name.isprintable() for name in data):
             raise WeightError(f"{self.path} holds no table of tensors; give the published file")
         tensors = {name: tensor for name, tensor in data.items() if isinstance(tensor, Tensor) and tensor.is_floating_point()}
@@ -162,19 +166,45 @@ class PickleFile:
         return tensors
 
 
-def _load_pickle(path: Path) -> object:
-    """A `.pth` file, mapped rather than read where its format allows. A damaged pickle can fail in almost any way."""
+def load_pickle(path: Path, mapped: bool = True) -> object:
+    """What `torch.save` has put into a file: tensors and plain containers of them, on the CPU; nothing in it is run.
+
+    It is ``mapped`` rather than read where its format allows. Raises WeightError, one line, for everything else: a damaged pickle can
+    fail in almost any way.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch wonders at pickles it did not write; they are refused or read all the same
+        try:
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+        except RuntimeError as error:
+            if not mapped or "mmap" not in str(error):
+                raise _no_plain_pickle(path, error) from None
+        except Exception as error:
+            raise _no_plain_pickle(path, error) from None
+        return load_pickle(path, mapped=False)  # written by torch before 1.6
+
+
+def _no_plain_pickle(path: Path, error: Exception) -> WeightError:
+    """Why torch refused to read a pickle, without its advice, which is to run what is in it."""
+    needs = NEEDS_CODE.search(str(error))
+    if needs is not None:
+        what = f"Python code or objects ({one_line(ascii(needs[1])[1:-1], 80)}), which are never run or read here"
+        return WeightError(f"{path} holds {what}; give its weights alone: a .safetensors file, or a .pth of nothing but tensors")
+    if _foreign_pickle(path):
+        words = "may hold Python code, which is never run here"
+        return WeightError(f"{path} is a pickle that torch.save did not write and {words}; save its tensors with torch.save")
+    reason = REASON.search(str(error))
+    return broken_end(path) or damaged(path, reason[1] if reason is not None else error)
+
+
+def _foreign_pickle(path: Path) -> bool:
+    """Whether it begins as a pickle of a later kind than torch's own (2)."""
     try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except RuntimeError as error:
-        if "mmap" not in str(error):  # written by torch before 1.6
-            raise broken_end(path) or damaged(path, error) from None
-    except Exception as error:
-        raise broken_end(path) or damaged(path, error) from None
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise damaged(path, error) from None
+        with open(path, "rb") as file:
+            head = file.read(2)
+    except OSError:
+        return False
+    return head[:1] == b"\x80" and head[1:] in (b"\3", b"\4", b"\5")
 
 
 def damaged(path: Path, why: object) -> WeightError:

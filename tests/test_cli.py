@@ -15,6 +15,7 @@ import imageio.v3 as iio
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -78,6 +79,11 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: object, status: int 
         (["--record", "film.mp4", "--session", "./film.mp4", "--overwrite"], ["--session film.mp4", "is the film of --record"]),
         (["--record", "film.mp4", "--session", "gone/film.jsonl"], ["--session gone/film.jsonl", "there is no folder"]),
         (["--record", "film.mp4", "--session", ".", "--overwrite"], ["--session .", "is a folder"]),
+        (["--headless", "--device", "cpu:7"], ["there is no device 'cpu:7' here"]),
+        (["--headless", "--decode-device", ""], ["there is no device '' here"]),
+        (["--headless", "--weights", ""], ["--weights", "must name a folder, not ''"]),
+        (["--headless", "--dump", " "], ["--dump", "must name a folder, not ' '"]),
+        (["--list", "--world", "nowhere"], ["--list shows every bundled world: leave --world out"]),
         (["--overlap"], ["--overlap goes with --headless or --bench"]),
         (["--json"], ["--bench"]),
         (["--bench", "--record", "a.mp4"], ["--bench"]),
@@ -102,6 +108,39 @@ def test_nothing_is_overwritten_unasked(capsys: pytest.CaptureFixture[str], tiny
     assert Path("film.mp4").read_text() == "precious"
     assert cli.main(["--world", str(tiny), "--headless", "--blocks", "1", "--record", "film.mp4", "--overwrite"]) == 0
     assert len(iio.imread("film.mp4")) == 9
+
+
+@pytest.mark.parametrize(
+    ("arguments", "option"),
+    [
+        (["--load", "saved", "--session", "saved"], "--session saved"),
+        (["--start", "a.png", "--session", "link"], "--session link"),
+        (["--start", "clip.mp4", "--record", "./clip.mp4"], "--record clip.mp4"),
+        (["--start", "clip.mp4", "--actions", "clip.session.jsonl", "--record", "clip.mp4", "--session", "b"], "--record clip.mp4"),
+        (["--start", "clip.mp4", "--actions", "walk.session.jsonl", "--record", "walk.mp4"], "session file is walk.session.jsonl"),
+        (["--world", "t.yaml", "--session", "t.yaml"], "--session t.yaml"),
+        (["--script", "walk.txt", "--headless", "--session", "walk.txt"], "--session walk.txt"),
+        (["--start", "d/frame_000001.png", "--dump", "d"], "--dump d/frame_000001.png"),
+        (["--script", "d/actions.jsonl", "--dump", "d"], "--dump d/actions.jsonl"),
+        (["--replay", "walk.session.jsonl", "--record", "walk.mp4"], "session file is walk.session.jsonl"),
+        (["replay", "walk.session.jsonl", "--export", "walk.session.jsonl"], "--export walk.session.jsonl"),
+        (["replay", "walk.session.jsonl", "--snapshot", "x", "--snapshot", "saved", "--export", "saved"], "--export saved"),
+        (["replay", "walk.session.jsonl", "--film", "clip.mp4", "--record", "clip.mp4"], "--record clip.mp4"),
+        (["render", "walk.session.jsonl", "--start", "clip.mp4", "--out", "clip.mp4"], "--out clip.mp4"),
+        (["diagnose", "clip.mp4", "--json", "clip.mp4"], "--json clip.mp4"),
+        (["diagnose", "d", "--json", "d/frame_000001.png"], "--json d/frame_000001.png"),
+    ],
+)
+def test_no_output_takes_the_place_of_what_is_read(capsys: pytest.CaptureFixture[str], arguments: list[str], option: str) -> None:
+    Path("d").mkdir()
+    names = "saved a.png clip.mp4 clip.session.jsonl walk.txt t.yaml d/frame_000001.png d/actions.jsonl"
+    for name in names.split():
+        Path(name).write_text("precious")
+    Path("link").symlink_to("a.png")
+    Path("walk.session.jsonl").write_text('{"reverie": "session"}\n')
+    line = refused(capsys, *arguments, "--overwrite")
+    assert option in line and "would take the place of" in line and "choose another name" in line
+    assert all(Path(name).read_text() == "precious" for name in names.split())
 
 
 @pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="root may write anywhere")
@@ -268,7 +307,7 @@ def test_weights_of_another_world(capsys: pytest.CaptureFixture[str], own_tiny: 
 
 @pytest.mark.parametrize(("setting", "value"), [("colour", "blue"), ("fps", "fast"), ("height", 17), ("title", [1])])
 def test_a_yaml_with_a_bad_setting(capsys: pytest.CaptureFixture[str], own_tiny: Path, setting: str, value: object) -> None:
-    own_tiny.write_text(own_tiny.read_text() + f"\n{setting}: {json.dumps(value)}\n")
+    own_tiny.write_text(yaml.safe_dump(yaml.safe_load(own_tiny.read_text()) | {setting: value}))
     assert setting in refused(capsys, "--world", own_tiny)
 
 

@@ -105,7 +105,9 @@ def test_what_cannot_be_replayed_is_refused_with_the_difference(tiny: Path, tmp_
     assert "local_attn_size is 9 here, 15" in refused(
         capsys, "render", session, "--out", "b.mp4", "--world", _other(tmp_path / "c", 0, window=9)
     )
-    assert "exists already" in refused(capsys, "replay", session, "--world", tiny, "--headless", "--record", "walk.mp4")
+    assert "would take the place of the session" in refused(
+        capsys, "replay", session, "--world", tiny, "--headless", "--record", "walk.mp4"
+    )
     assert "exists already" in refused(capsys, "--world", tiny, "--headless", "--session", session)
     Path("walk.mp4").rename("other.mp4")
     assert f"{session} exists already" in refused(capsys, "--world", tiny, "--headless", "--record", "walk.mp4")

@@ -20,6 +20,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from models.errors import one_line
+from models.weightfile import load_pickle
 from training.arguments import in_a_line, new_folder, share
 
 
@@ -43,7 +44,7 @@ def read(path: Path) -> dict:
                 told, weights = file.metadata() or {}, {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118
             spent = {"step": int(told.get("step", 0)), "seconds": 60 * float(told.get("training_minutes", 0))}
             return {**spent, "model": weights, "averaged": weights}
-        state = torch.load(path, weights_only=True, map_location="cpu")
+        state = load_pickle(path, mapped=False)
     except Exception as error:  # torch and safetensors name many
         raise ValueError(f"no weights can be read from {one_line(path, 200)}: {one_line(error, 160)}") from None
     if not isinstance(state, dict) or not {"step", "seconds", "model", "averaged"} <= set(state):

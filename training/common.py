@@ -18,6 +18,7 @@ from torch.overrides import TorchFunctionMode
 
 from engine.world import choose_dtype
 from models.errors import WorldError, one_line
+from models.weightfile import load_pickle
 from training.arguments import new_folder
 
 FITTING = "takes weights of this network: name others, or give configs/garden.yaml their sizes"  # advice, after an option's name
@@ -151,7 +152,7 @@ def starting_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Tensor] |
     """
     if path.suffix == ".safetensors":
         return {name: tensor.float() for name, tensor in load_file(path).items()}, None
-    state = torch.load(path / "last.pt" if path.is_dir() else path, weights_only=True, map_location="cpu")
+    state = load_pickle(path / "last.pt" if path.is_dir() else path, mapped=False)
     if not isinstance(state, dict) or not isinstance(state.get("averaged"), dict):
         raise ValueError("it holds no run's averaged weights")
     return state["averaged"], state.get("helper")
@@ -222,7 +223,7 @@ class TrainingRun:
         if not path.exists():
             return None
         try:
-            state = torch.load(path, weights_only=True, map_location="cpu")
+            state = load_pickle(path, mapped=False)
             self.step, self.seconds = int(state["step"]), float(state["seconds"])
             strange = [part for part in ("model", "optimizer", "averaged") if not isinstance(state.get(part), dict)]
         except Exception as error:  # torch names many: another kind of file, half of one, one that would run code

@@ -19,7 +19,7 @@ from pathlib import Path
 from engine.actions import Action
 from engine.config import WorldConfig, load_config
 from engine.picture import fit_frame
-from models.errors import WorldError
+from models.errors import WorldError, one_line
 from training.arguments import in_a_line, new_folder
 from training.sessions import MAX_FRAMES, Film, read_csv, session_of
 
@@ -33,24 +33,50 @@ def convert(film: Path, table: Path, config: WorldConfig, target: Path) -> int:
         raise WorldError(f"a recording's name ends with .mp4, got {target.name}")
     if target.exists() or session_of(target).exists():
         raise WorldError(f"{target} or its session file is there already; choose another --out")
-    frames, begins, done = Film(film), [frame for frame, _ in actions], []
+    frames = Film(film)
+    new_folder(target.parent)
+    part = target.with_name(f".{target.stem}.unfinished.mp4")  # not the name of a recording's part, which play would take for its own
+    try:
+        done = _write_film(part, frames, actions, config)
+        _write_session(session_of(target), config, done)
+        part.replace(target)
+    except BaseException as error:  # another try is to find nothing in its way
+        part.unlink(missing_ok=True)
+        session_of(target).unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise WorldError(f"{one_line(target, 200)}: cannot be written: {one_line(error.strerror or error, 120)}") from None
+        raise
+    return len(done)
+
+
+def _write_film(path: Path, frames: Film, actions: list[tuple[int, Action]], config: WorldConfig) -> list[Action]:
+    """The film at the world's size and rate; what is done in each of its frames. Raises OSError where it could not be written whole."""
     import imageio_ffmpeg  # there, or Film would have said so
 
-    new_folder(target.parent)
-    size = (config.width, config.height)
-    fine = ["-crf", "12"]
-    output = imageio_ffmpeg.write_frames(str(target), size, fps=config.fps, codec="libx264", output_params=fine, macro_block_size=1)
+    begins, done = [frame for frame, _ in actions], []
+    output = imageio_ffmpeg.write_frames(
+        str(path), (config.width, config.height), fps=config.fps, codec="libx264", macro_block_size=1,
+        output_params=["-crf", "12"], ffmpeg_log_level="quiet", ffmpeg_timeout=0,
+    )  # fmt: skip
     output.send(None)
     try:
         for number, frame in enumerate(frames):
             while len(done) * frames.fps / config.fps < number + 1 - 1e-6:  # this frame is the one that is seen at that time
                 place = bisect_right(begins, number) - 1
                 done.append(actions[place][1] if place >= 0 else Action())
-                output.send(fit_frame(frame, config.height, config.width).tobytes())
+                try:
+                    output.send(fit_frame(frame, config.height, config.width).tobytes())
+                except OSError:  # its words are ffmpeg's whole command
+                    raise OSError("ffmpeg gave up; is the disk full?") from None
     finally:
         output.close()
-    _write_session(session_of(target), config, done)
-    return len(done)
+    if not done:
+        raise WorldError(f"{one_line(frames.path, 200)}: no frame can be read from it")
+    try:
+        Film(path)
+    except WorldError:  # ffmpeg could not write its end
+        raise OSError("ffmpeg did not finish it; is the disk full?") from None
+    return done
 
 
 def _write_session(path: Path, config: WorldConfig, actions: list[Action]) -> None:

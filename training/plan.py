@@ -7,15 +7,13 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-import yaml
 
 from engine.config import WorldConfig, load_config, read_settings
-from engine.worldfile import list_worlds
+from engine.worldfile import list_worlds, load_yaml
 from models.errors import WorldError, one_line
 from models.flow import TRAIN_STEPS
 from training.common import working_dtype
 
-YAML_LIMIT = 32 << 10  # bytes
 OBJECTIVES = ("forcing", "regression", "dmd", "sid", "causvid", "consistency")
 SECTIONS = {  # which parts of a plan an objective reads
     "forcing": {"forcing"},
@@ -245,13 +243,4 @@ class Plan:
 
 def read_plan(path: Path) -> Plan:
     """The plan in a yaml file. Raises WorldError for what cannot be read or is wrong in it."""
-    label = path.name
-    try:
-        if path.stat().st_size > YAML_LIMIT:
-            raise WorldError(f"{label}: {path.stat().st_size} bytes are more than any plan has ({YAML_LIMIT})")
-        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise WorldError(f"{one_line(path, 200)}: cannot be read: {error.strerror or error}") from None
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        raise WorldError(f"{label}: is no yaml: {one_line(error, 160)}") from None
-    return read_settings(Plan, settings, label)
+    return read_settings(Plan, load_yaml(path), path.name)

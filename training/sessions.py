@@ -9,6 +9,10 @@ from __future__ import annotations
 import json
 import math
 import mmap
+import re
+import subprocess
+import sys
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +26,9 @@ from models.errors import WorldError, one_line
 MAX_LINE = 4 << 20  # bytes; the header has the start picture in it
 MAX_FRAMES = 256  # of a block
 MAX_PIXELS = 8192 * 4608  # of one frame
+MAX_FPS = 240
+ONLY_MP4 = ["-nostdin", "-f", "mov", "-protocol_whitelist", "file", "-max_pixels", str(MAX_PIXELS)]  # a playlist could name other files
+DAMAGE = re.compile(r"\[(?:error|fatal|panic|warning(?=.*corrupt))\] (.*)")  # how ffmpeg says that it could not read something
 WITH_HUD = b"reverie session with hud "  # in the comment of a film of `--record-hud`
 
 
@@ -73,6 +80,8 @@ def read_stretches(path: Path) -> list[Stretch]:
         else:
             stretches.append(Stretch(held))
         before = place
+    if not stretches:
+        raise WorldError(f"{one_line(path, 200)}: not one block of a film is in it; give the file that was written beside the film")
     return stretches
 
 
@@ -113,7 +122,10 @@ def _action(line: dict[str, Any]) -> Action:
 
 
 class Film:
-    """An mp4's frames [H, W, 3] uint8, by iterating once; ``fps`` is there before. Raises WorldError where ffmpeg cannot read it."""
+    """An mp4's frames [H, W, 3] uint8, by iterating once; ``fps`` (above 0, up to `MAX_FPS`) and ``size`` are there before.
+
+    Raises WorldError where ffmpeg cannot read it. Of a damaged film there are the frames that can be read; that is told on stderr.
+    """
 
     def __init__(self, path: Path) -> None:
         if not path.is_file() or not path.stat().st_size:
@@ -125,21 +137,39 @@ class Film:
             import imageio_ffmpeg
         except ImportError:
             raise WorldError("reading films needs a package that is missing: pip install imageio-ffmpeg") from None
-        only = ["-nostdin", "-f", "mov", "-protocol_whitelist", "file", "-max_pixels", str(MAX_PIXELS)]  # a playlist could name other files
         self.path = path
-        self._frames = imageio_ffmpeg.read_frames(str(path), input_params=only)
+        self._ffmpeg = imageio_ffmpeg.get_ffmpeg_exe()
         try:
-            told = next(self._frames)
+            looked = imageio_ffmpeg.read_frames(str(path), input_params=ONLY_MP4, output_params=["-frames:v", "1"])
+            told = next(looked)
+            looked.close()
         except Exception as error:  # it raises many kinds
             last = (str(error).strip().splitlines() or [""])[-1]
             raise WorldError(f"{one_line(path, 200)}: no mp4 that ffmpeg can read: {one_line(last, 160)}") from None
         self.fps: float = told["fps"]
         self.size: tuple[int, int] = told["size"]  # width, height, as ffmpeg hands them out: a film of a phone held upright is turned
+        if not 0 < self.fps <= MAX_FPS:
+            rate = f"{self.fps:g}" if self.fps else "0 (or 1000 and more)"  # of which ffmpeg writes "1k", and that is read as 0
+            raise WorldError(
+                f"{one_line(path, 200)}: has {rate} frames a second, up to {MAX_FPS} can be read: make it slower (ffmpeg -r 60)"
+            )
 
     def __iter__(self) -> Iterator[np.ndarray]:
         width, height = self.size
-        for raw in self._frames:
-            yield np.frombuffer(raw, np.uint8).reshape(height, width, 3)
+        command = [self._ffmpeg, "-hide_banner", "-nostats", "-loglevel", "level+warning", *ONLY_MP4, "-i", str(self.path)]
+        command += ["-pix_fmt", "rgb24", "-vcodec", "rawvideo", "-f", "image2pipe", "-"]
+        with tempfile.TemporaryFile() as messages, subprocess.Popen(command, stdout=subprocess.PIPE, stderr=messages) as process:
+            try:
+                while len(raw := process.stdout.read(width * height * 3)) == width * height * 3:
+                    yield np.frombuffer(raw, np.uint8).reshape(height, width, 3)
+                process.wait()
+            finally:  # also where nobody wants the rest
+                process.kill()
+                messages.seek(0)
+                said = DAMAGE.search(messages.read(1_000_000).decode(errors="replace"))
+                if said is not None:
+                    words = f"is damaged; so much of it as can be read is taken (ffmpeg: {one_line(said[1], 160)})"
+                    print(f"{one_line(self.path, 200)} {words}", file=sys.stderr)
 
 
 def read_csv(path: Path) -> list[tuple[int, Action]]:
@@ -149,20 +179,22 @@ def read_csv(path: Path) -> list[tuple[int, Action]]:
     """
     found: list[tuple[int, Action]] = []
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise WorldError(f"{one_line(path, 200)}: cannot be read: {one_line(error, 120)}") from None
     for number, line in enumerate(lines, 1):
         cells = [cell.strip() for cell in line.split(",")]
-        if not line.strip() or (number == 1 and not cells[0].isdigit()):
+        if not line.strip() or (number == 1 and cells[0].lstrip('"')[:1].isalpha()):
             continue
         try:
+            if not cells[0].lstrip("-").isdecimal():
+                raise ValueError(f"a frame is a whole number, not {one_line(cells[0], 40)!r}")
             frame, keys = int(cells[0]), [key for key in (cells[1] if len(cells) > 1 else "").split("+") if key and key != "idle"]
             look = [float(cell or 0) for cell in cells[2:4]] + [0.0] * (4 - max(2, min(4, len(cells))))
             if len(cells) > 4 or not all(math.isfinite(value) and abs(value) <= 1 for value in look):
                 raise ValueError("a line is frame,keys,pitch,yaw with looks in [-1, 1]")
             if frame < 0 or (found and frame <= found[-1][0]):
-                raise ValueError("frames must rise")
+                raise ValueError(f"frames are 0 or more and must rise, not {one_line(frame, 40)}")
         except ValueError as error:
             raise WorldError(f"{one_line(path, 200)}: line {number}: {one_line(error, 120)}") from None
         found.append((frame, Action(frozenset(keys), (look[0], look[1]))))

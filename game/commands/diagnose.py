@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from game.options import UsageError, absolute, whole
+from game.options import UsageError, absolute, refuse_inputs, same_file, whole
 
 if TYPE_CHECKING:
     import numpy as np
@@ -56,12 +56,19 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _check(args: argparse.Namespace) -> None:
+    from game.framesource import PICTURES
+
     if not args.source.exists():
         raise UsageError(f"{args.source}: no such film or folder")
+    if not (args.source.is_file() or args.source.is_dir()):  # one waits for ever for what comes out of a pipe
+        raise UsageError(f"{args.source}: is a pipe or a device; give a film, or a folder of pictures")
     for option in ("json", "plot"):
         path = getattr(args, option)
         if path is None:
             continue
+        picture = args.source.is_dir() and path.suffix.lower() in PICTURES and same_file(path.parent, args.source)
+        film = args.source if args.source.is_file() else None
+        refuse_inputs({f"--{option}": path}, {"a picture": path if picture else None, "the film": film})
         if path.is_dir() or not absolute(path).parent.is_dir():
             raise UsageError(f"--{option} {path}: is a folder, or lies in one that does not exist")
         if path.exists() and not args.overwrite:

@@ -29,6 +29,11 @@ def run(args: argparse.Namespace) -> int:
     for path in (args.file, args.other):
         if path is not None and not path.exists():
             raise UsageError(f"{path}: no such file")
+    if args.world:
+        from engine import load_config
+
+        for name in args.world:  # before a file, or each of a folder, is read
+            load_config(name)
     if args.other is not None:
         return _compare(args)
     if args.file.is_dir():

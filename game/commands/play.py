@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from game import __version__
 from game.commands import serve
-from game.names import free_name, session_beside
+from game.names import DUMPED_ACTIONS, DUMPED_FRAME, free_name, session_beside
 from game.options import (
     ConsoleProgress,
     UsageError,
@@ -21,8 +21,10 @@ from game.options import (
     check_new,
     check_place,
     check_record,
+    folder,
     is_clip,
     refuse_given,
+    refuse_inputs,
     tell_recovered,
     whole,
 )
@@ -68,7 +70,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     out.add_argument("--record", type=Path, metavar="FILE.mp4", help="film what is played, and write FILE.session.jsonl beside it")
     out.add_argument("--record-hud", action="store_true", help="with --record: keys, look and block number in the film")
     out.add_argument("--session", type=Path, metavar="FILE", help="the session file alone, or under another name")
-    out.add_argument("--dump", type=Path, metavar="DIR", help="every frame as PNG, and the actions in actions.jsonl")
+    out.add_argument("--dump", type=folder, metavar="DIR", help="every frame as PNG, and the actions in actions.jsonl")
     out.add_argument("--overwrite", action="store_true", help="let --record, --session and --dump replace what is there")
     other = parser.add_argument_group("instead of playing")
     other.add_argument("--list", action="store_true", help="the bundled worlds, and whether their weights are here")
@@ -83,6 +85,8 @@ def run(args: argparse.Namespace) -> int:
         from game.commands import replay
 
         return replay.run_for_play(args)
+    if args.list:
+        refuse_given("--list shows every bundled world: leave {} out", {"--world": args.world})
     args.world = args.world or "garden"
     serve.check(args)
     if args.rewind_mb is None and not args.bench:
@@ -137,6 +141,7 @@ def _check(args: argparse.Namespace) -> None:
             raise UsageError(f"--load {args.load}: {'is a folder, not a saved game' if args.load.is_dir() else 'no such file'}")
     if args.record_hud and args.record is None:
         raise UsageError("--record-hud goes with --record")
+    _spare_inputs(args)
     if args.record is not None and not args.serve:
         if args.session is not None:
             check_place("--session", args.session)
@@ -151,10 +156,23 @@ def _check(args: argparse.Namespace) -> None:
             raise UsageError(f"--dump {args.dump}: is not a folder")
         if args.dump.is_dir() and any(args.dump.iterdir()) and not args.overwrite:
             raise UsageError(f"--dump {args.dump}: is not empty; choose another folder or add --overwrite")
-        folder = absolute(args.dump)
-        place = next(folder for folder in (folder, *folder.parents) if folder.exists())
+        whole_path = absolute(args.dump)
+        place = next(path for path in (whole_path, *whole_path.parents) if path.exists())
         if not (place.is_dir() and os.access(place, os.W_OK)):
             raise UsageError(f"--dump {args.dump}: nothing can be written into {place}")
+
+
+def _spare_inputs(args: argparse.Namespace) -> None:
+    """Refuse to write over what is read."""
+    world = args.world if args.world.endswith((".yaml", ".yml")) else None  # else a name
+    inputs = {"--world": world, "--start": args.start, "--actions": args.actions, "--load": args.load, "--script": args.script}
+    record = None if args.serve else args.record  # there every film gets a name of its own
+    session = args.session or (record and session_beside(record))
+    refuse_inputs({"--record": record, "--record, whose session file is" if args.session is None else "--session": session}, inputs)
+    if args.dump is not None:  # replaces what a dump would be called, and nothing else of the folder
+        names = {DUMPED_ACTIONS, *(Path(os.path.realpath(source)).name for source in inputs.values() if source is not None)}
+        for name in sorted(name for name in names if name == DUMPED_ACTIONS or DUMPED_FRAME.fullmatch(name)):
+            refuse_inputs({"--dump": args.dump / name}, inputs)
 
 
 def _play_without_display(args: argparse.Namespace, problem: str) -> int:

@@ -24,12 +24,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """The film, and whether its frames are those that were played: exit status 1 if not."""
     from game.commands.play import tell_written
-    from game.commands.replay import open_replay, play_plan, tell, tell_machine, world_of
+    from game.commands.replay import open_replay, play_plan, spare_inputs, tell, tell_machine, world_of
     from game.recorder import film_recorder
     from game.replay import Check, Plan
     from game.sessionfile import read_session
     from game.sinks import Background
 
+    spare_inputs(args, {"--out": args.out})
     check_record(args.out, args.overwrite, option="--out")
     file = read_session(args.file)
     plan = Plan(file)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from game.names import film_beside, session_beside
-from game.options import ConsoleProgress, Parser, UsageError, check_new, check_record, refuse_given, whole
+from game.options import ConsoleProgress, Parser, UsageError, check_new, check_record, refuse_given, refuse_inputs, whole
 from game.worldoptions import DTYPES, PARTS, add_change_options, add_world_options, place_of, world_config
 
 if TYPE_CHECKING:
@@ -51,6 +51,7 @@ def run(args: argparse.Namespace) -> int:
         return _run_script(args)
     if args.seed is not None:
         raise UsageError("--seed goes with a script: a session has its own")
+    spare_inputs(args, {"--export": args.export, "--record": args.record})
     if args.export is not None:
         refuse_given("--export only writes the script: leave {} out", {"--verify": args.verify, "--record": args.record})
         check_new("--export", args.export, args.overwrite)
@@ -62,6 +63,16 @@ def run(args: argparse.Namespace) -> int:
     if args.record is not None:
         check_record(args.record, args.overwrite, session_beside(args.record))
     return _replay(args, read_session(args.file))
+
+
+def spare_inputs(args: argparse.Namespace, outputs: dict[str, Path | None]) -> None:
+    """Refuse to write over what is read: by one of the ``outputs`` or the session file beside a film of --record."""
+    inputs = {"the session": args.file, "--start": args.start, "--film": getattr(args, "film", None)}
+    inputs |= {"--world": args.world if (args.world or "").endswith((".yaml", ".yml")) else None}  # else a name
+    film = outputs.get("--record")
+    outputs = outputs | {"--record, whose session file is": film and session_beside(film)}
+    for snapshot in (None, *args.snapshot):
+        refuse_inputs(outputs, inputs | {"--snapshot": snapshot})
 
 
 def run_for_play(args: argparse.Namespace) -> int:

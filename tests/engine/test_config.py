@@ -104,7 +104,18 @@ def test_unknown_world() -> None:
         (lambda s: s.update(sampler={"steps": [333, 666]}), "mine.yaml: sampler: denoising steps must be whole numbers falling"),
         (lambda s: s.update(sampler={"steps": []}), "denoising steps"),
         (lambda s: s["model"].update(num_heads=3), "mine.yaml: model: dim 32 does not divide into 3 heads"),
-        (lambda s: s["model"].update(num_heads=0), "mine.yaml: model:"),
+        (lambda s: s["model"].update(num_heads=0), "mine.yaml: model: num_heads must be above 0, got 0"),
+        (lambda s: s["model"].update(num_frame_per_block=0), "mine.yaml: model: num_frame_per_block must be above 0, got 0"),
+        (lambda s: s["model"].update(patch_size=[1, 0, 2]), "mine.yaml: model: patch_size must be above 0, got [1, 0, 2]"),
+        (lambda s: s["model"].update(eps=-1), "mine.yaml: model: eps must be above 0, got -1.0"),
+        (lambda s: s["model"]["action"].update(heads=0), "mine.yaml: model.action: heads must be above 0, got 0"),
+        (lambda s: s["vae"].update(patch_size=0), "mine.yaml: vae: patch_size must be above 0, got 0"),
+        (lambda s: s["vae"].update(dim_mult=[]), "mine.yaml: vae: dim_mult must have at least one number"),
+        (lambda s: s["vae"].update(latents_std=[1, 1, 0, 1]), "mine.yaml: vae: latents_std must be above 0, got [1.0, 1.0, 0.0, 1.0]"),
+        (lambda s: s.update(taehv={"widths": [8, 0]}), "mine.yaml: taehv: widths must be above 0, got [8, 0]"),
+        (lambda s: s.update(vision={"num_heads": 0}), "mine.yaml: vision: num_heads must be above 0, got 0"),
+        (lambda s: s["weights"].update(dit=[""]), "mine.yaml: weights: dit must list names of files, got ['']"),
+        (lambda s: s.update(start=" "), "mine.yaml: start must be the name of a picture (or left out), got ' '"),
         (lambda s: s["model"].update(num_layers=10**6), "model.num_layers must be a whole number from 0 to 256"),
         (lambda s: s["model"].update(prediction="noise"), "prediction"),
         (lambda s: s["model"].update(in_dim=36), "model.in_dim must be 12"),
@@ -118,6 +129,13 @@ def test_unknown_world() -> None:
 )
 def test_wrong_settings_are_named(tmp_path: Path, edit: Any, message: str) -> None:
     assert message in refusal(write(tmp_path, edit))
+
+
+def test_a_name_that_a_table_has_twice(tmp_path: Path) -> None:
+    said = refusal(write(tmp_path, text="extends: garden\nfps: 3\ntitle: x\nfps: 4\n"))
+    assert said == f"{tmp_path}/mine.yaml: fps is set in line 2 and again in line 4; leave one of them out"
+    assert "dim is set in line 2 and again in line 2" in refusal(write(tmp_path, text="extends: garden\nmodel: {dim: 24, dim: 24}\n"))
+    load_config(write(tmp_path, text="extends: garden\nfps: 3\nvae: {}\nmodel: {}\n"))
 
 
 @pytest.mark.parametrize(

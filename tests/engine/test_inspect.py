@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from engine import compare_weights, inspect_weights
 from engine.worldfile import asset_folder
 from game import cli
-from models.errors import WeightError
+from models.errors import WeightError, WorldError
 from tests.models.test_telltale import sparse
 
 GARDEN = asset_folder() / "garden"
@@ -116,6 +116,12 @@ def test_a_folder(tmp_path: Path, manifest: Manifest, capsys: pytest.CaptureFixt
     assert "web page" in json.loads(capsys.readouterr().out)[3]["error"]
 
 
+def test_a_world_is_looked_for_before_the_file_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("engine.inspect.file_hash", lambda path, fresh: pytest.fail("the file was read"))
+    with pytest.raises(WorldError, match="unknown world 'nowhere'"):
+        inspect_weights(GARDEN / "vae.safetensors", ["nowhere"])
+
+
 def test_what_cannot_be_inspected(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "w.pth").write_text("version https://git-lfs.github.com/spec/v1\nsize 12\n")
@@ -125,6 +131,7 @@ def test_what_cannot_be_inspected(tmp_path: Path, capsys: pytest.CaptureFixture[
         ([str(tmp_path / "w.pth")], "Git-LFS pointer"),
         ([str(GARDEN), str(GARDEN / "vae.safetensors")], "give two files"),
         ([str(GARDEN / "vae.safetensors"), "--world", "gone.yaml"], "gone.yaml"),
+        ([str(GARDEN), "--world", "gone.yaml"], "gone.yaml"),
     ):
         assert cli.main(["inspect", *arguments]) == 2
         assert words in capsys.readouterr().err

@@ -319,3 +319,12 @@ def test_the_garden_plays() -> None:
     assert first.shape == (9, 64, 112, 3) and second.shape == (12, 64, 112, 3)
     start = (load_picture(GARDEN.folder / GARDEN.start, 64, 112)[0, :, 0].permute(1, 2, 0).numpy() + 1) * 127.5
     assert np.square(first[0] - start).mean() ** 0.5 < 255 * 10 ** (-18 / 20)  # 18 dB: it begins where it is told
+
+
+def test_random_weights_that_do_not_fit_are_refused(tiny_yaml: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*rest: object) -> None:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 2199023255552 bytes.\nError code 12")
+
+    monkeypatch.setattr("engine.world.randomise", full)
+    with pytest.raises(WorldError, match=r"^DiT of these sizes has .* GB of weights, which do not fit into the memory of cpu \(Def.*\);"):
+        World.untrained(tiny_yaml)

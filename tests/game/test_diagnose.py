@@ -196,6 +196,9 @@ def test_what_cannot_be_diagnosed(here: Path, capsys: pytest.CaptureFixture[str]
     Path("dot").mkdir()
     Image.new("RGB", (4, 4)).save("dot/a.png")
     assert "no such film or folder" in refused(capsys, "gone.mp4")
+    if os.name == "posix":
+        os.mkfifo("pipe")
+        assert "pipe: is a pipe or a device; give a film" in refused(capsys, "pipe")
     assert "holds no pictures" in refused(capsys, "empty")
     assert "is no film that can be read" in refused(capsys, "text.mp4")
     assert "4x4 are too small" in refused(capsys, "dot")

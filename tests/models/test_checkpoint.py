@@ -2,9 +2,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import pickle
 import random
 import struct
+import warnings
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -124,9 +128,34 @@ def test_files_that_are_not_there_or_not_weights(tmp_path: Path) -> None:
     torch.save([torch.zeros(3)], tmp_path / "list.pth")
     assert "holds no table of tensors" in refusal(tmp_path / "list.pth")
     torch.save({"a": Path("x")}, tmp_path / "objects.pth")
-    assert "is damaged or not a weight file" in refusal(tmp_path / "objects.pth")
+    assert "holds Python code or objects (pathlib" in refusal(tmp_path / "objects.pth")
     whole = saved(tmp_path, {**tensors(), "a.bias": torch.zeros(3, dtype=torch.int64)})
     assert "a.bias is stored as I64" in refusal(whole)
+
+
+class Evil:
+    def __reduce__(self) -> tuple[Any, tuple[str]]:
+        return os.system, ("touch evil",)
+
+
+@pytest.mark.parametrize("protocol", [None, 2, 4])
+def test_a_pickle_with_code_in_it(protocol: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is said to be one, without torch's advice to run it, and nothing is run or printed. ``protocol`` None: written by torch.save."""
+    monkeypatch.chdir(tmp_path)
+    if protocol is None:
+        torch.save({"a": Evil()}, "w.pth")
+    else:
+        Path("w.pth").write_bytes(pickle.dumps({"a": Evil()}, protocol))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        said = refusal(Path("w.pth"))
+    assert ("PyTorch 2.6" not in said) and not Path("evil").exists(), said
+    if protocol is None:
+        assert "w.pth holds Python code or objects (posix.system), which are never run or read here" in said
+    elif protocol == 4:
+        assert "w.pth is a pickle that torch.save did not write and may hold Python code, which is never run here" in said
+    Path("w.pth").write_bytes(random.Random(0).randbytes(1000))
+    assert "w.pth is damaged or not a weight file (Unsupported operand " in refusal(Path("w.pth"))
 
 
 @pytest.mark.parametrize("name", ["w.safetensors", "w.pth"])

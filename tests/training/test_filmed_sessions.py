@@ -174,12 +174,81 @@ def test_a_film_and_a_table_become_a_recording(recorded: tuple[Path, Path], tmp_
 
 
 @pytest.mark.parametrize(
-    ("table", "says"), [("0,w\n0,a\n", "rise"), ("0,w,2,0\n", r"\[-1, 1\]"), ("0,w,x\n", "line 1"), ("", "no actions")]
+    ("table", "says"),
+    [
+        ("0,w\n0,a\n", "rise, not 0"),
+        ("0,w,2,0\n", r"\[-1, 1\]"),
+        ("0,w,x\n", "line 1"),
+        ("", "no actions"),
+        ("frame,keys\n", "no actions"),
+        ("-3,w\n5,s\n", "line 1: frames are 0 or more and must rise, not -3"),
+        ('"0","w"\n3,s\n', "line 1: a frame is a whole number, not '\"0\"'"),
+        ("0.5,w\n3,s\n", "line 1: a frame is a whole number, not '0.5'"),
+    ],
 )
 def test_wrong_tables_are_refused(table: str, says: str, tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text(table)
     with pytest.raises(WorldError, match=says):
         read_csv(tmp_path / "t.csv")
+
+
+def test_a_table_that_a_spreadsheet_wrote(tmp_path: Path) -> None:
+    """The mark at its beginning is no part of the first frame's number."""
+    (tmp_path / "t.csv").write_text("0,w\n3,s\n", encoding="utf-8-sig")
+    assert [(frame, *action.keys) for frame, action in read_csv(tmp_path / "t.csv")] == [(0, "w"), (3, "s")]
+
+
+def write_film(path: Path, rate: int, *more: str) -> None:
+    source = ["-loglevel", "error", "-f", "lavfi", "-i", f"testsrc2=size=112x64:rate={rate}", "-frames:v", "40", *more]
+    subprocess.run([imageio_ffmpeg.get_ffmpeg_exe(), *source, "-pix_fmt", "yuv420p", str(path)], check=True, timeout=60)
+
+
+@pytest.mark.parametrize("rate", [1000, 500])
+def test_a_film_of_too_many_frames_a_second_is_refused(
+    rate: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of a thousand ffmpeg writes "1k", which is read as 0: at that rate the film would never end."""
+    write_film(tmp_path / "fast.mp4", rate)
+    (tmp_path / "t.csv").write_text("0,w\n")
+    assert command(monkeypatch, convert, tmp_path / "fast.mp4", tmp_path / "t.csv", "--out", tmp_path / "cv" / "a.mp4") == 2
+    assert "frames a second, up to 240 can be read" in capsys.readouterr().err and not (tmp_path / "cv").exists()
+
+
+def test_what_could_not_be_written_whole_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    write_film(tmp_path / "a.mp4", 16)
+    (tmp_path / "t.csv").write_text("0,w\n")
+    arguments = [tmp_path / "a.mp4", tmp_path / "t.csv", "--out", tmp_path / "cv" / "a.mp4"]
+    write = imageio_ffmpeg.write_frames
+    with monkeypatch.context() as patch:
+        patch.setattr(imageio_ffmpeg, "write_frames", lambda path, *more, **options: write("/proc/a.mp4", *more, **options))
+        assert command(monkeypatch, convert, *arguments) == 2
+    with monkeypatch.context() as patch:
+        patch.setattr("training.convert.fit_frame", lambda *more: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            command(monkeypatch, convert, *arguments)
+    said = capfd.readouterr().err.splitlines()
+    assert len(said) == 1 and "cv/a.mp4: cannot be written: ffmpeg" in said[0] and not list((tmp_path / "cv").iterdir())
+    assert command(monkeypatch, convert, *arguments) == 0
+    assert sorted(path.name for path in (tmp_path / "cv").iterdir()) == ["a.mp4", "a.session.jsonl"]
+
+
+def test_a_damaged_film_is_taken_as_far_as_it_goes_and_said_to_be(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_film(tmp_path / "whole.mp4", 16, "-movflags", "frag_keyframe+empty_moov", "-g", "8")
+    data = (tmp_path / "whole.mp4").read_bytes()
+    (tmp_path / "half.mp4").write_bytes(data[: len(data) // 2])
+    assert len(list(Film(tmp_path / "whole.mp4"))) == 40 and capsys.readouterr().err == ""
+    assert 0 < len(list(Film(tmp_path / "half.mp4"))) < 40
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "half.mp4 is damaged; so much of it as can be read is taken (ffmpeg: " in line
+
+
+@pytest.mark.parametrize("text", ["", '{"reverie":"session"}\n'])
+def test_a_session_without_a_block_is_refused(text: str, tmp_path: Path) -> None:
+    (tmp_path / "x.session.jsonl").write_text(text)
+    with pytest.raises(WorldError, match=r"x\.session\.jsonl: not one block of a film is in it"):
+        read_stretches(tmp_path / "x.session.jsonl")
 
 
 def test_walks_of_the_simulator_are_clips(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -209,7 +278,7 @@ def test_walks_of_the_simulator_are_clips(tmp_path: Path, monkeypatch: pytest.Mo
         (["steps.yaml"], "forcing.step_weights has 3 numbers, and garden has 4 steps ([1000, 750, 500, 250])"),
         (["begins.yaml"], "forcing.begin_weights has 4 numbers, and garden has 3 steps"),
         (["garden_forcing", "--clips", "clips", "--iterations", "-5"], "--iterations -5: at least 1"),
-        (["missing.yaml"], "cannot be read"),
+        (["missing.yaml"], "cannot read missing.yaml: No such file"),
     ],
 )
 def test_a_wrong_command_is_refused_in_one_line(
@@ -237,7 +306,7 @@ def test_a_gardens_pool_is_read_as_its_own_trainers_read_it(half: bool, tmp_path
     clips = random_clips()
     stored = Clips(**{name: tensor.half() if name != "pose" else tensor for name, tensor in vars(clips).items()})
     stored.save(tmp_path / "clips.safetensors")
-    config = load_config("garden")
+    config = load_config("garden", {"height": 8 * clips.latents.shape[3], "width": 8 * clips.latents.shape[4]})
     data = Data(open_clips(tmp_path / "clips.safetensors", config), config, 0)
     with torch.autocast("cpu", torch.bfloat16, enabled=half):
         for first in (0, 12):
