@@ -26,7 +26,7 @@ def tables(ours: Table, wide: Table) -> str:
     lines = [f"Measured on {weights} (SHA-256).", "", "| | measured | target |", "| --- | --- | --- |"]
     lines += [f"| {' | '.join(row)} |" for row in _rows(ours)]
     head = "1 s | 4 s | 16 s | first frame | a turn | still for two minutes | keys, at once"
-    walks = [walk for walk in _walks(ours["stable"]) if walk in _walks(wide["stable"])]
+    walks = [walk for walk in _walks(ours["stable"]) if "stable" in wide and walk in _walks(wide["stable"])]
     lines += ["", "The same in float32, in which a processor without bfloat16 of its own plays"]
     lines += ["(in brackets means of each start's PSNR; of the second halves of walks sharpness, contrast and saturation):", ""]
     lines += [f"| | {head} | {' | '.join(walks)} |", "| --- " * (8 + len(walks)) + "|"]
@@ -79,12 +79,19 @@ def _walks(stable: Table) -> dict[str, dict[str, float]]:
 
 
 def _numbers(found: Table) -> list[str]:
-    faithful, turning, obedient = (found[part] for part in ("faithful", "turning", "obedient"))
-    said = [f"{faithful[f'psnr_{s}s']:.1f} ({faithful[f'psnr_{s}s_mean_of_starts']:.1f})" for s in (1, 4, 16)]
-    said += [f"{faithful['psnr_first_frame']:.1f}"]
-    said += [f"{turning['psnr_to_start']:.1f} ({turning['psnr_to_start_mean_of_starts']:.1f})"]
-    said += [f"{found['quiet']['mean_drift']:.1f}, {found['quiet']['starts']} starts"]
-    return [*said, f"{100 * obedient['share']:.3g} %, {100 * obedient['share_at_once']:.3g} % of {_asked(obedient)}"]
+    """A cell for each measure of both tables but the walks; of float32 not all need have been measured."""
+    faithful, turning, quiet, obedient = (found.get(part) for part in ("faithful", "turning", "quiet", "obedient"))
+    said = ["not measured"] * 7
+    if faithful is not None:
+        said[:3] = [f"{faithful[f'psnr_{s}s']:.1f} ({faithful[f'psnr_{s}s_mean_of_starts']:.1f})" for s in (1, 4, 16)]
+        said[3] = f"{faithful['psnr_first_frame']:.1f}"
+    if turning is not None:
+        said[4] = f"{turning['psnr_to_start']:.1f} ({turning['psnr_to_start_mean_of_starts']:.1f})"
+    if quiet is not None:
+        said[5] = f"{quiet['mean_drift']:.1f}, {quiet['starts']} starts"
+    if obedient is not None:
+        said[6] = f"{100 * obedient['share']:.3g} %, {100 * obedient['share_at_once']:.3g} % of {_asked(obedient)}"
+    return said
 
 
 def _asked(obedient: Table) -> int:
