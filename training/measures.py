@@ -59,15 +59,18 @@ def simulate(world: World, pose: Pose, actions: list[Action]) -> np.ndarray:
 _encoded: WeakKeyDictionary[World, dict[bytes, StartCondition]] = WeakKeyDictionary()  # of each world, what start pictures have become
 
 
-def begin(world: World, start: np.ndarray, seed: int = 0) -> Session:
-    """A session from a picture; one that begins with the same again need not encode it, which takes as long as ten blocks."""
+def begin(world: World, start: np.ndarray | None, seed: int = 0) -> Session:
+    """A session from a picture, or from the world's own (None). Whoever begins with the same picture again need not encode it once more,
+    which takes as long as ten blocks."""
+    if start is None:
+        return world.session(seed=seed, rewind_mb=0)
     known, picture = _encoded.setdefault(world, {}), start.tobytes()
     session = world.session(seed=seed, start=known.get(picture, start), rewind_mb=0)
     known[picture] = session.start
     return session
 
 
-def play(world: World, start: np.ndarray, actions: list[Action], seed: int = 0) -> np.ndarray:
+def play(world: World, start: np.ndarray | None, actions: list[Action], seed: int = 0) -> np.ndarray:
     session = begin(world, start, seed)
     return np.concatenate([session.step(action) for action in actions])
 

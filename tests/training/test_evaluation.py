@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 
-from engine import load_config
+from engine import World, load_config
 from tests.training.test_measures import Perfect, same
 from training import evaluate, measures, page
+from training.pictures import film
 
 ROOT = Path(__file__).parents[2]
 MEASURED, IN_FLOAT32 = page.measured()
@@ -63,3 +64,8 @@ def test_other_starts_are_other_walks() -> None:
     world = Perfect(2, 970_000)
     assert not same(world.places[0][1], Perfect(1, measures.SEED).places[0][1])
     assert measures.faithful(world, 2, seconds=(1,), seed=970_000)["psnr_1s"] > 60
+
+
+def test_a_film_begins_at_the_worlds_own_picture(tmp_path: Path) -> None:
+    film(World.load("garden"), tmp_path / "walk.gif", script="wl")
+    assert (tmp_path / "walk.gif").read_bytes()[:3] == b"GIF"
