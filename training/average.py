@@ -95,7 +95,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="a file that is not there yet")
     parser.add_argument("--shares", type=share, nargs="+", help="how much of each run, summing up to 1; else all count alike")
     args = parser.parse_args()
-    if args.shares and (len(args.shares) != len(args.runs) or min(args.shares) < 0 or abs(sum(args.shares) - 1) > 1e-6):
+    if args.shares and (len(args.shares) != len(args.runs) or abs(sum(args.shares) - 1) > 1e-6):
         parser.error(f"--shares {' '.join(map(str, args.shares))}: name one for each of the {len(args.runs)} runs, summing up to 1")
     paths = check_files(parser, args.runs, args.out)
     try:
