@@ -18,7 +18,7 @@ LAST_SEED = 88  # a training under this seed draws from 880,000 on; the evaluati
 
 
 def whole(low: int, high: int = 1_000_000) -> Callable[[str], int]:
-    """An argparse type: whole numbers from ``low`` to ``high``. As in `game/options.py`, which may not import this floor, nor this one it."""
+    """An argparse type: whole numbers from ``low`` to ``high``. `game/options.py` has the same: neither floor may import the other."""
 
     def parse(text: str) -> int:
         if len(text) > 30 or not text.strip().lstrip("+-").isdecimal():
