@@ -110,39 +110,6 @@ def test_nothing_is_overwritten_unasked(capsys: pytest.CaptureFixture[str], tiny
     assert len(iio.imread("film.mp4")) == 9
 
 
-@pytest.mark.parametrize(
-    ("arguments", "option"),
-    [
-        (["--load", "saved", "--session", "saved"], "--session saved"),
-        (["--start", "a.png", "--session", "link"], "--session link"),
-        (["--start", "clip.mp4", "--record", "./clip.mp4"], "--record clip.mp4"),
-        (["--start", "clip.mp4", "--actions", "clip.session.jsonl", "--record", "clip.mp4", "--session", "b"], "--record clip.mp4"),
-        (["--start", "clip.mp4", "--actions", "walk.session.jsonl", "--record", "walk.mp4"], "session file is walk.session.jsonl"),
-        (["--world", "t.yaml", "--session", "t.yaml"], "--session t.yaml"),
-        (["--script", "walk.txt", "--headless", "--session", "walk.txt"], "--session walk.txt"),
-        (["--start", "d/frame_000001.png", "--dump", "d"], "--dump d/frame_000001.png"),
-        (["--script", "d/actions.jsonl", "--dump", "d"], "--dump d/actions.jsonl"),
-        (["--replay", "walk.session.jsonl", "--record", "walk.mp4"], "session file is walk.session.jsonl"),
-        (["replay", "walk.session.jsonl", "--export", "walk.session.jsonl"], "--export walk.session.jsonl"),
-        (["replay", "walk.session.jsonl", "--snapshot", "x", "--snapshot", "saved", "--export", "saved"], "--export saved"),
-        (["replay", "walk.session.jsonl", "--film", "clip.mp4", "--record", "clip.mp4"], "--record clip.mp4"),
-        (["render", "walk.session.jsonl", "--start", "clip.mp4", "--out", "clip.mp4"], "--out clip.mp4"),
-        (["diagnose", "clip.mp4", "--json", "clip.mp4"], "--json clip.mp4"),
-        (["diagnose", "d", "--json", "d/frame_000001.png"], "--json d/frame_000001.png"),
-    ],
-)
-def test_no_output_takes_the_place_of_what_is_read(capsys: pytest.CaptureFixture[str], arguments: list[str], option: str) -> None:
-    Path("d").mkdir()
-    names = "saved a.png clip.mp4 clip.session.jsonl walk.txt t.yaml d/frame_000001.png d/actions.jsonl"
-    for name in names.split():
-        Path(name).write_text("precious")
-    Path("link").symlink_to("a.png")
-    Path("walk.session.jsonl").write_text('{"reverie": "session"}\n')
-    line = refused(capsys, *arguments, "--overwrite")
-    assert option in line and "would take the place of" in line and "choose another name" in line
-    assert all(Path(name).read_text() == "precious" for name in names.split())
-
-
 @pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="root may write anywhere")
 def test_a_folder_that_cannot_be_written_to(capsys: pytest.CaptureFixture[str]) -> None:
     Path("locked").mkdir(mode=0o500)

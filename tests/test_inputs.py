@@ -1,0 +1,42 @@
+"""What a command reads is never what it writes over, whatever --overwrite says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.test_cli import elsewhere, refused  # noqa: F401 (elsewhere is a fixture that every test has)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "option"),
+    [
+        (["--load", "saved", "--session", "saved"], "--session saved"),
+        (["--start", "a.png", "--session", "link"], "--session link"),
+        (["--start", "clip.mp4", "--record", "./clip.mp4"], "--record clip.mp4"),
+        (["--start", "clip.mp4", "--actions", "clip.session.jsonl", "--record", "clip.mp4", "--session", "b"], "--record clip.mp4"),
+        (["--start", "clip.mp4", "--actions", "walk.session.jsonl", "--record", "walk.mp4"], "session file is walk.session.jsonl"),
+        (["--world", "t.yaml", "--session", "t.yaml"], "--session t.yaml"),
+        (["--script", "walk.txt", "--headless", "--session", "walk.txt"], "--session walk.txt"),
+        (["--start", "d/frame_000001.png", "--dump", "d"], "--dump d/frame_000001.png"),
+        (["--script", "d/actions.jsonl", "--dump", "d"], "--dump d/actions.jsonl"),
+        (["--replay", "walk.session.jsonl", "--record", "walk.mp4"], "session file is walk.session.jsonl"),
+        (["replay", "walk.session.jsonl", "--export", "walk.session.jsonl"], "--export walk.session.jsonl"),
+        (["replay", "walk.session.jsonl", "--snapshot", "x", "--snapshot", "saved", "--export", "saved"], "--export saved"),
+        (["replay", "walk.session.jsonl", "--film", "clip.mp4", "--record", "clip.mp4"], "--record clip.mp4"),
+        (["render", "walk.session.jsonl", "--start", "clip.mp4", "--out", "clip.mp4"], "--out clip.mp4"),
+        (["diagnose", "clip.mp4", "--json", "clip.mp4"], "--json clip.mp4"),
+        (["diagnose", "d", "--json", "d/frame_000001.png"], "--json d/frame_000001.png"),
+    ],
+)
+def test_no_output_takes_the_place_of_what_is_read(capsys: pytest.CaptureFixture[str], arguments: list[str], option: str) -> None:
+    Path("d").mkdir()
+    names = "saved a.png clip.mp4 clip.session.jsonl walk.txt t.yaml d/frame_000001.png d/actions.jsonl"
+    for name in names.split():
+        Path(name).write_text("precious")
+    Path("link").symlink_to("a.png")
+    Path("walk.session.jsonl").write_text('{"reverie": "session"}\n')
+    line = refused(capsys, *arguments, "--overwrite")
+    assert option in line and "would take the place of" in line and "choose another name" in line
+    assert all(Path(name).read_text() == "precious" for name in names.split())
