@@ -75,6 +75,18 @@ def weights_here(config: WorldConfig, weights: Path | None = None) -> bool:
     )
 
 
+def weight_files(config: WorldConfig, weights: Path | None = None) -> list[Path]:
+    """The weight files of a world that are here, wherever they may be read from."""
+    paths = [
+        path
+        for part in _needed(config)
+        for name in getattr(config.weights, part)
+        for folder in config.weight_folders(part, weights)
+        for path in (folder / name, folder / Path(name).name)
+    ]
+    return [path for path in paths if path.is_file()]
+
+
 def _needed(config: WorldConfig) -> list[str]:
     """The parts of the weights that the world is played with."""
     return [part for part in PARTS if part != "taehv" or config.decoder == "taehv"]

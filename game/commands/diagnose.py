@@ -62,6 +62,8 @@ def _check(args: argparse.Namespace) -> None:
         raise UsageError(f"{args.source}: no such film or folder")
     if not (args.source.is_file() or args.source.is_dir()):  # one waits for ever for what comes out of a pipe
         raise UsageError(f"{args.source}: is a pipe or a device; give a film, or a folder of pictures")
+    if args.json is not None and args.plot is not None and absolute(args.json) == absolute(args.plot):
+        raise UsageError(f"--plot {args.plot}: is the file of --json; name another")
     for option in ("json", "plot"):
         path = getattr(args, option)
         if path is None:

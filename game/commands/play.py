@@ -34,6 +34,7 @@ from game.worldoptions import (
     check_beginning,
     fetch_weights,
     open_session,
+    weight_files,
     weights_here,
     world_config,
 )
@@ -160,6 +161,9 @@ def _check(args: argparse.Namespace) -> None:
         place = next(path for path in (whole_path, *whole_path.parents) if path.exists())
         if not (place.is_dir() and os.access(place, os.W_OK)):
             raise UsageError(f"--dump {args.dump}: nothing can be written into {place}")
+        for option, path in {"--session": args.session, "--record": None if args.serve else args.record}.items():
+            if path is not None and absolute(path).parent == whole_path and _is_dumped(path.name):
+                raise UsageError(f"{option} {path}: is what --dump calls a file of its own; choose another name")
 
 
 def _spare_inputs(args: argparse.Namespace) -> None:
@@ -171,8 +175,20 @@ def _spare_inputs(args: argparse.Namespace) -> None:
     refuse_inputs({"--record": record, "--record, whose session file is" if args.session is None else "--session": session}, inputs)
     if args.dump is not None:  # replaces what a dump would be called, and nothing else of the folder
         names = {DUMPED_ACTIONS, *(Path(os.path.realpath(source)).name for source in inputs.values() if source is not None)}
-        for name in sorted(name for name in names if name == DUMPED_ACTIONS or DUMPED_FRAME.fullmatch(name)):
+        for name in sorted(filter(_is_dumped, names)):
             refuse_inputs({"--dump": args.dump / name}, inputs)
+
+
+def _is_dumped(name: str) -> bool:
+    return name == DUMPED_ACTIONS or DUMPED_FRAME.fullmatch(name) is not None
+
+
+def _spare_world(args: argparse.Namespace, config: WorldConfig) -> None:
+    """Refuse to write over what the world's yaml has read: its start picture and weights."""
+    outputs = {"--session": args.session, "--record": None if args.serve else args.record}
+    refuse_inputs(outputs, {"the world's start picture": config.start_file})
+    for file in weight_files(config, args.weights):
+        refuse_inputs(outputs, {"a file of the world's weights": file})
 
 
 def _play_without_display(args: argparse.Namespace, problem: str) -> int:
@@ -194,6 +210,7 @@ def _play_headless(args: argparse.Namespace) -> int:
     from game.sessionheader import Header
 
     config = world_config(args)
+    _spare_world(args, config)
     script = _script(args, config) or demo_script(config.actions.keys)
     header = Header()
     session = open_session(args, config, ConsoleProgress(config.name), header)
@@ -231,6 +248,7 @@ def _play_in(window: Window, args: argparse.Namespace) -> int:
     from game.sessionheader import Header
 
     config = world_config(args)
+    _spare_world(args, config)
     print(f"{config.title}. {config.about}".strip())
     for column in help_columns(config.actions):
         print("  " + ", ".join(f"{key} {does}" for key, does in column))
