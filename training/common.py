@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.overrides import TorchFunctionMode
 
 from engine.world import choose_dtype
@@ -62,6 +63,9 @@ class MixedOptimizer:
     `torch.optim.Muon` takes two-dimensional parameters only, so a kernel is handed to it as a two-dimensional
     parameter over the same memory. ``adamw`` names parameters (by substring) that are matrices but no hidden layers.
     Parameters of the modules ``slow`` learn at ``slowness`` times the rates.
+
+    Of a matrix that is spread over processes (FSDP2) each of them keeps a whole copy and its momentum, and computes the same update:
+    what makes an update orthogonal needs all of it.
     """
 
     def __init__(
@@ -74,8 +78,9 @@ class MixedOptimizer:
         others: dict[float, list[nn.Parameter]] = {}
         for name, parameter in model.named_parameters():
             rate = slowness if id(parameter) in slowed else 1.0
-            if parameter.ndim >= 2 and min(parameter.shape[0], parameter[0].numel()) >= 8 and not any(part in name for part in adamw):
-                view = nn.Parameter(parameter.data.view(parameter.shape[0], -1))
+            sides = (parameter.shape[0], parameter.numel() // parameter.shape[0]) if parameter.ndim >= 2 else (0,)
+            if min(sides) >= 8 and not any(part in name for part in adamw):
+                view = nn.Parameter(_matrix(parameter.data))
                 self.views.append((parameter, view))
                 matrices.setdefault(rate, []).append(view)
             else:
@@ -89,13 +94,18 @@ class MixedOptimizer:
     def step(self, scale: float) -> None:
         """One update with both learning rates multiplied by ``scale``."""
         for parameter, view in self.views:
-            view.grad = None if parameter.grad is None else parameter.grad.view_as(view)
+            view.grad = None if parameter.grad is None else _matrix(parameter.grad)
+            if isinstance(parameter, DTensor):  # which something else may have changed, a checkpoint for one
+                view.data.copy_(_matrix(parameter.data))
         for optimizer, lr, rates in zip((self.muon, self.adamw), self.base, self.rates, strict=True):
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
                 group["lr"] = lr * scale * rate
             optimizer.step()
         for parameter, view in self.views:
             parameter.grad, view.grad = None, None
+            if isinstance(parameter, DTensor):
+                own = distribute_tensor(view.data.view(parameter.shape), parameter.device_mesh, parameter.placements, src_data_rank=None)
+                parameter.data.to_local().copy_(own.to_local())
         self.adamw.zero_grad(set_to_none=True)
 
     def state_dict(self) -> dict:
@@ -104,6 +114,12 @@ class MixedOptimizer:
     def load_state_dict(self, state: dict) -> None:
         load_moments(self.muon, state["muon"])
         load_moments(self.adamw, state["adamw"])
+
+
+def _matrix(tensor: Tensor) -> Tensor:
+    """``tensor`` as a matrix over the same memory; all of it, of one that is spread over processes."""
+    full = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    return full.view(full.shape[0], -1)
 
 
 def load_moments(optimizer: torch.optim.Optimizer, state: dict) -> None:

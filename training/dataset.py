@@ -6,6 +6,7 @@ is the garden's pool as `training.train_dit` leaves it.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -165,30 +166,50 @@ def open_clips(path: Path, config: WorldConfig) -> ClipSource:
 
 
 class Data:
-    """Windows of whole blocks out of clips. Every clip is seen once before any is seen again."""
+    """Windows of whole blocks out of clips. Every clip is seen once before any is seen again.
+
+    ``most_blocks``: windows of so many blocks can be cut from every clip.
+    """
 
     def __init__(self, source: ClipSource, config: WorldConfig, seed: int) -> None:
         self.source, self.config, self.seed = source, config, seed
         self.block = config.model.num_frame_per_block
-        self.most_blocks = min(source.latents(i) for i in range(len(source))) // self.block
+        self._take(range(len(source)))
 
-    def check(self, blocks: int) -> None:
-        """Raises WorldError where a clip is shorter than ``blocks`` blocks."""
-        if self.most_blocks < blocks:
-            raise WorldError(f"the shortest clip has {self.most_blocks} blocks, the plan asks for {blocks}: encode longer ones")
+    def __len__(self) -> int:
+        return len(self.used)
+
+    def keep(self, blocks: int) -> int:
+        """From now on only clips of at least ``blocks`` blocks; the number of others. Raises WorldError where none would be left.
+
+        Recordings end where they end: what is left over after whole clips is short.
+        """
+        long = [index for index in self.used if self.source.latents(index) // self.block >= blocks]
+        if not long:
+            longest = max(self.source.latents(index) for index in self.used) // self.block
+            raise WorldError(f"the longest clip has {longest} blocks, the plan asks for {blocks}: encode longer ones")
+        short = len(self) - len(long)
+        self._take(long)
+        return short
+
+    def _take(self, indices: Sequence[int]) -> None:
+        self.used = list(indices)
+        self.most_blocks = min(self.source.latents(index) for index in self.used) // self.block
+        self._order.cache_clear()
 
     def batch(self, draws: Draws, blocks: int, start_share: float = 0.35, together: bool = False) -> Batch:
         """A window of ``blocks`` blocks for each of the drawn samples; about ``start_share`` of them begin with their session.
 
-        ``together``: either all or none do.
+        ``together``: either all or none do, and all where the shortest clip is no longer than the window. Else only those that are
+        cut from such a clip must.
         """
         places = draws.uniform("place", 2).tolist()
         shared = draws.shared("from start")
         windows = []
         for counter, (start, place) in zip(draws.counters, places, strict=True):
-            index = self._order(draws.purpose, counter // len(self.source))[counter % len(self.source)]
+            index = self._order(draws.purpose, counter // len(self))[counter % len(self)]
             latest = self.source.latents(index) // self.block - blocks
-            from_start = (shared if together else start) < start_share or self.most_blocks == blocks
+            from_start = (shared if together else start) < start_share or (self.most_blocks == blocks if together else latest == 0)
             offset = 0 if from_start else 1 + int(place * latest)
             windows.append(self.window(index, self.block * offset, self.block * blocks))
         return join(windows)
@@ -210,7 +231,7 @@ class Data:
     @lru_cache(maxsize=4)  # noqa: B019 (a run has one of these)
     def _order(self, purpose: str, epoch: int) -> list[int]:
         generator = Draws(self.seed, epoch, range(1), 1, purpose).generator("order", "all")
-        return torch.randperm(len(self.source), generator=generator).tolist()
+        return [self.used[place] for place in torch.randperm(len(self), generator=generator).tolist()]
 
 
 def join(windows: list[Batch]) -> Batch:

@@ -140,6 +140,8 @@ def dry_run(plan: Plan, world: WorldConfig, counts: tuple[int, ...] = (1, 8, 64)
             continue
         samples = min(plan.micro or plan.batch // count, plan.batch // count)
         own = sum(bytes_of[name] * number for name, number in weights.items()) / count
+        if plan.forcing is not None and plan.forcing.resampling:  # the player of the past, whole in each process
+            own += weights["student"] * (4 if plan.precision == "float32" else 2)
         kept, rings = samples * max(need.student, need.critic), samples * need.rings
         numbers = [own / MIB, samples, kept / MIB, rings / MIB, (own + kept + rings) / MIB]
         lines.append(f"{count:9d} {numbers[0]:9,.0f} {samples:9d} {numbers[2]:18,.0f} {numbers[3]:9,.0f} {numbers[4]:9,.0f}")

@@ -1,6 +1,6 @@
 """Measure the shipped garden against the simulator: obedience, faithfulness, stability, speed.
 
-    python -m training.evaluate                       # everything, as a table; about an hour on two cores
+    python -m training.evaluate                       # everything, as a table; more than an hour on two cores
     python -m training.evaluate --only faithful --starts 8
     python -m training.evaluate --only stable --sheet docs/garden_sheet.png
 
@@ -61,7 +61,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=positive, nargs="+", default=[10, 30], help="walks whose second half is looked at")
     parser.add_argument("--other-walks", type=whole(0), default=2, help="as long as the first: what one passes decides its sharpness")
     parser.add_argument("--quiet-minutes", type=positive, default=2, help="how long to stand still")
-    parser.add_argument("--only", choices=("fast", "faithful", "obedient", "turning", "quiet", "stable", "none"), action="append")
+    parser.add_argument("--only", choices=("fast", "faithful", "many", "obedient", "turning", "quiet", "stable", "none"), action="append")
     parser.add_argument("--missing", action="store_true", help="with --json: only what is not in it yet")
     parser.add_argument("--sheet", type=Path, help="contact sheet of the stability walk: ten seconds, a minute, all of it")
     parser.add_argument("--compare-sheet", type=Path, help="contact sheet of walks, simulator above world")
@@ -105,6 +105,7 @@ def main() -> None:
     parts: dict[str, Callable[[], measures.Table]] = {
         "fast": lambda: measures.fast(world),
         "faithful": lambda: {"starts": args.starts, **measures.faithful(world, args.starts, seed=args.choose or measures.SEED)},
+        "many": lambda: measures.many(world, args.starts),
         "obedient": lambda: {"starts": args.starts, **measures.obedient(world, args.starts)},
         "turning": lambda: {"starts": args.starts, **measures.turning(world, args.starts)},
         "quiet": quiet,

@@ -32,7 +32,7 @@ class Journal:
         self._forget_after(begun)
         self._board: Any = None
         if tensorboard:
-            self._board = summary_writer()(str(folder / "tensorboard"), purge_step=begun)
+            self._board = summary_writer()(str(folder / "tensorboard"), purge_step=begun + 1)  # from that step on
         self._bar: Any = None
         if sys.stderr.isatty():
             try:

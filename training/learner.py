@@ -50,21 +50,27 @@ class Learner:
         self.forget()
         return norm
 
-    def state(self) -> dict:
-        """The optimiser's state, whole; all processes must ask."""
-        return mapped(self.optimizer.state_dict(), whole)
+    def state(self, kept: bool = True) -> dict:
+        """The optimiser's state, whole, on the host; all processes must ask, also those that do not keep it (they get empty tensors)."""
+        return mapped(self.optimizer.state_dict(), partial(whole, kept=kept))
 
     def load(self, state: dict) -> None:
         """Take over a state of `state`, as exactly as it was; rate, betas and decay stay those of the settings."""
         if isinstance(self.optimizer, MixedOptimizer):
+            _spread(self.optimizer.adamw, state["adamw"])  # Muon's are whole everywhere
             self.optimizer.load_state_dict(state)
             return
-        parameters = self.optimizer.param_groups[0]["params"]
-        for index, entry in state["state"].items():
-            like = parameters[index]
-            for name, value in entry.items():
-                entry[name] = part_like(value, like) if value.shape == like.shape else value
+        _spread(self.optimizer, state)
         load_moments(self.optimizer, state)
+
+
+def _spread(optimizer: torch.optim.Optimizer, state: dict) -> None:
+    """Lay the moments of a whole `state_dict` out, in place, as the parameters they belong to."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    for index, entry in state["state"].items():
+        like = parameters[index]
+        for name, value in entry.items():
+            entry[name] = part_like(value, like) if value.shape == like.shape else value
 
 
 class Average:
@@ -81,8 +87,9 @@ class Average:
         for name, p in model.named_parameters():
             local(self.weights[name]).lerp_(local(p.detach()), share)
 
-    def state(self) -> dict[str, Tensor]:
-        return {name: whole(weight) for name, weight in self.weights.items()}
+    def state(self, kept: bool = True) -> dict[str, Tensor]:
+        """The weights, whole, on the host; all processes must ask, also those that do not keep them."""
+        return {name: whole(weight, kept) for name, weight in self.weights.items()}
 
     @torch.no_grad()
     def load(self, state: dict[str, Tensor]) -> None:

@@ -105,10 +105,13 @@ def local(tensor: Tensor) -> Tensor:
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
-def whole(tensor: Tensor) -> Tensor:
-    """All of a tensor on the host. Where it is sharded, all processes must ask."""
+def whole(tensor: Tensor, kept: bool = True) -> Tensor:
+    """All of a tensor on the host. Where it is sharded, all processes must ask; who does not keep it gets an empty one.
+
+    Processes of one machine share its memory: a state in each of them would be there as many times.
+    """
     full = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-    return full.detach().to("cpu", copy=True)
+    return full.detach().to("cpu", copy=True) if kept else torch.empty(0)
 
 
 def part_like(full: Tensor, like: Tensor) -> Tensor:
@@ -119,9 +122,9 @@ def part_like(full: Tensor, like: Tensor) -> Tensor:
     return distribute_tensor(full, like.device_mesh, like.placements, src_data_rank=None)
 
 
-def whole_state(module: nn.Module) -> dict[str, Tensor]:
-    """A module's state, whole, on the host."""
-    return {name: whole(tensor) for name, tensor in module.state_dict().items()}
+def whole_state(module: nn.Module, kept: bool = True) -> dict[str, Tensor]:
+    """A module's state, whole, on the host, as `whole` has it."""
+    return {name: whole(tensor, kept) for name, tensor in module.state_dict().items()}
 
 
 def gathered_state(module: nn.Module) -> dict[str, Tensor]:

@@ -146,7 +146,7 @@ class ConsistencySettings:
 
 @dataclass(frozen=True)
 class OptimizerSettings:
-    """``betas`` and ``weight_decay`` are AdamW's; "muon" is Muon for matrices (one process only). ``schedule``: constant after
+    """``betas`` and ``weight_decay`` are AdamW's; "muon" is Muon for matrices, AdamW for the rest. ``schedule``: constant after
     ``warmup`` iterations, or a cosine over the second half of the iterations; ``clip``: the most a gradient's norm may be."""
 
     kind: Literal["adamw", "muon"] = "adamw"
@@ -212,8 +212,8 @@ class Plan:
             holder = getattr(self, part) if part else self
             if holder is not None and getattr(holder, last) != next(item.default for item in fields(holder) if item.name == last):
                 raise ValueError(f"the objective {self.objective} does not read {name}: leave it out")
-        if self.objective == "causvid" and self.forcing is not None and self.forcing.context == "all":
-            raise ValueError("causvid trains what can be played: forcing.context must be noisy or clean")
+        if self.objective in ("causvid", "consistency") and self.forcing is not None and self.forcing.context == "all":
+            raise ValueError(f"{self.objective} trains what can be played: forcing.context must be noisy or clean")
 
     def dtype(self, device: torch.device) -> torch.dtype:
         """What is computed in on ``device``."""

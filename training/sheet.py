@@ -20,9 +20,9 @@ def contact_sheet(rollout: Rollout, data: Data, vae: VAE | None, blocks: int, de
 
     None on those that have no ``vae`` to see with.
     """
-    count = min(CLIPS, len(data.source))
+    count = min(CLIPS, len(data))
     n = data.block
-    batch = join([data.window(i, 0, n * blocks) for i in range(count)]).to(device)
+    batch = join([data.window(i, 0, n * blocks) for i in data.used[:count]]).to(device)
     exits = [len(rollout.sampler.timesteps) - 1] * blocks
     played = torch.cat([x0 for _, x0 in rollout.play(batch, exits, BatchNoise(range(count)), gradient=False)], dim=2)
     if vae is None or not main:

@@ -79,7 +79,7 @@ def train(args: argparse.Namespace) -> None:
     trainer = Trainer(plan, world, networks, data, workers, args.out, vae, args.tensorboard)
     if workers.main:
         size, place = sum(p.numel() for p in networks.student.parameters()), f"{workers.count} x {workers.device.type}"
-        print(f"{plan.objective}: {size / 1e6:.2f} M weights, {len(data.source)} clips, {place}", flush=True)
+        print(f"{plan.objective}: {size / 1e6:.2f} M weights, {len(data)} clips, {place}", flush=True)
     trainer.run(args.minutes)
     workers.finish()
 

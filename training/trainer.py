@@ -42,8 +42,6 @@ class Trainer:
         self, plan: Plan, world: WorldConfig, networks: Networks, data: Data, workers: Workers, folder: Path, vae: VAE | None = None,
         tensorboard: bool = False,
     ) -> None:  # fmt: skip
-        if plan.optimizer.kind == "muon" and workers.count > 1:
-            raise WorldError("muon takes whole matrices: train in one process, or with optimizer.kind adamw")
         self.plan, self.world, self.networks, self.workers, self.folder, self.vae = plan, world, networks, workers, folder, vae
         self.data = data
         for dit in (networks.teacher, networks.target):
@@ -56,7 +54,9 @@ class Trainer:
                 workers.shard(dit)
         kind = OBJECTIVES[plan.objective]
         self.objective = kind(plan, world, networks, data, workers.device)
-        data.check(self.objective.longest)
+        short = data.keep(self.objective.longest)
+        if short and workers.main:
+            print(f"left out: {short} clips of fewer than {self.objective.longest} blocks; {len(data)} are left", flush=True)
         self.student = Learner(networks.student, plan.optimizer, plan.optimizer.lr)
         self.critic = None if networks.critic is None else Learner(networks.critic, plan.optimizer, plan.optimizer.critic_lr)
         self.average = Average(networks.student, plan.ema_decay, plan.ema_from)
@@ -183,17 +183,17 @@ class Trainer:
 
     def save(self) -> None:
         """Write `last.pt` so that a kill at any moment leaves either the old one or the new one. All processes take part."""
-        nets = self.networks
+        nets, main = self.networks, self.workers.main
         state = {
             "step": self.iteration, "seconds": self.seconds,
-            "plan": {name: getattr(self.plan, name) for name in SAME}, "clips": len(self.data.source),
-            "model": whole_state(nets.student), "averaged": self.average.state(), "optimizer": self.student.state(),
+            "plan": {name: getattr(self.plan, name) for name in SAME}, "clips": len(self.data),
+            "model": whole_state(nets.student, main), "averaged": self.average.state(main), "optimizer": self.student.state(main),
         }  # fmt: skip
         if self.critic is not None:
-            state["critic"] = {"model": whole_state(nets.critic), "optimizer": self.critic.state()}
+            state["critic"] = {"model": whole_state(nets.critic, main), "optimizer": self.critic.state(main)}
         if self.target is not None:
-            state["target"] = self.target.state()
-        if self.workers.main:
+            state["target"] = self.target.state(main)
+        if main:
             temporary = self.file.with_suffix(".pt.tmp")
             with temporary.open("wb") as file:
                 torch.save(state, file)
@@ -216,7 +216,7 @@ class Trainer:
         for name, own in wanted.items():
             if told[name] != own:
                 raise WorldError(f"{self.folder} was begun with {name} {told[name]}, the plan says {own}: choose another --out")
-        clips = len(self.data.source)
+        clips = len(self.data)
         if state["clips"] != clips and self.workers.main:
             print(f"{self.folder} has seen {state['clips']} clips, now there are {clips}: their order begins anew", flush=True)
         try:

@@ -1,7 +1,7 @@
 """Trainings in a process of their own: ``python -m tests.training.child FOLDER OBJECTIVE…``, alone or as one of several.
 
-Each objective runs in FOLDER/OBJECTIVE-N with N processes; behind its name "-image" gives its networks image tokens, and "-half"
-checkpointed layers and bfloat16. Without objectives: one forcing that never ends, to be killed.
+Each objective runs in FOLDER/OBJECTIVE-N with N processes; behind its name "-image" gives its networks image tokens, "-half"
+checkpointed layers and bfloat16, and "-muon" that optimizer. Without objectives: one forcing that never ends, to be killed.
 """
 
 from __future__ import annotations
@@ -37,7 +37,8 @@ def plan_of(words: str, **changes: object) -> Plan:
     """The plan of an objective, with what its name says behind it."""
     objective, *more = words.split("-")
     changes |= {"checkpointing": True, "precision": "bfloat16"} if "half" in more else {}
-    return tiny_plan(objective, batch=4, iterations=3, report_every=1, student_every=2, **SETTINGS.get(objective, {}), **changes)
+    plan = tiny_plan(objective, batch=4, iterations=3, report_every=1, student_every=2, **SETTINGS.get(objective, {}), **changes)
+    return replace(plan, optimizer=replace(plan.optimizer, kind="muon")) if "muon" in more else plan
 
 
 class Seeing(Data):

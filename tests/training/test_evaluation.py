@@ -36,15 +36,16 @@ def test_the_page_says_what_was_measured() -> None:
     for seconds in (1, 4, 16):
         numbers = [f"{found['faithful'][f'psnr_{seconds}s']:.1f}" for found in (MEASURED, IN_FLOAT32)]
         assert all(number in told for number in numbers)
+    assert f"**{MEASURED['many']['psnr_4s']:.1f} dB**" in told and f"{MEASURED['many']['starts']} starts" in told
     assert all(f"{found['quiet']['starts']} starts" in told for found in (MEASURED, IN_FLOAT32) if "quiet" in found)
 
 
 def test_what_was_not_measured_in_float32_is_told() -> None:
     told = page.tables(
-        MEASURED, {name: table for name, table in IN_FLOAT32.items() if name not in ("quiet", "stable", "turning", "obedient")}
+        MEASURED, {name: table for name, table in IN_FLOAT32.items() if name not in ("many", "quiet", "stable", "turning", "obedient")}
     )
     last = [cell.strip() for cell in told.splitlines()[-1].split("|")[1:-1]]
-    assert last[0] == "float32" and last[-3:] == ["not measured"] * 3 and last[4] == f"{IN_FLOAT32['faithful']['psnr_first_frame']:.1f}"
+    assert last[0] == "float32" and last[-4:] == ["not measured"] * 4 and last[4] == f"{IN_FLOAT32['faithful']['psnr_first_frame']:.1f}"
 
 
 @pytest.mark.parametrize(

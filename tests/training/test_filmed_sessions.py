@@ -271,7 +271,7 @@ def test_walks_of_the_simulator_are_clips(tmp_path: Path, monkeypatch: pytest.Mo
         (["garden_forcing", "--clips", "clips", "--device", "tpu"], "tpu"),
         (["garden_forcing", "--clips", "clips", "--world", "universal"], "clips of universal hold"),
         (["garden_forcing", "--clips", "tiny"], "garden takes [16, "),
-        (["garden_regression", "--clips", "clips"], "the shortest clip has 5 blocks, the plan asks for 9"),
+        (["garden_regression", "--clips", "clips"], "the longest clip has 5 blocks, the plan asks for 9"),
         (["wrong.yaml"], "did you mean iterations"),
         (["unfit.yaml"], "forcing reads no settings rollout"),
         (["path.yaml"], "world is one of garden"),

@@ -53,6 +53,24 @@ def test_a_perfect_world_is_true_and_obeys_and_a_lazy_one_does_not() -> None:
     assert lazy["psnr_1s"] == pytest.approx(lazy["repeat_first_1s"])
 
 
+def test_many_starts_are_those_of_the_table_and_others() -> None:
+    """A world that is perfect on all but one group's starts: of that group alone the error is large, and it is in that of all."""
+    world = Perfect(2, measures.SEED)
+    first, *others = (Perfect(2, seed) for seed in (measures.SEED, measures.MORE_SEEDS, measures.MORE_SEEDS + 1000))
+    world.places = [place for one in (first, *others) for place in one.places]
+    begun, lost = world.session, others[1].places
+
+    def session(seed: int = 0, start: np.ndarray | None = None, rewind_mb: float = 0) -> SimpleNamespace:
+        world.lazy = any(same(picture, start) for _, picture in lost)
+        return begun(seed, start, rewind_mb)
+
+    world.session = session
+    table = measures.many(world, 2, seconds=(1,), groups=3)
+    lazy = measures.faithful(Perfect(2, measures.MORE_SEEDS + 1000, lazy=True), 2, seconds=(1,), seed=measures.MORE_SEEDS + 1000)["psnr_1s"]
+    assert table["starts"] == 6 and table["psnr_1s_of_groups"][2] == lazy and min(table["psnr_1s_of_groups"][:2]) > 60
+    assert table["psnr_1s"] == pytest.approx(lazy + 10 * np.log10(3), abs=0.02)  # a third of its mean error
+
+
 def test_a_start_picture_is_encoded_once() -> None:
     world = World.load("garden", dtype="float32")
     picture = measures.starts(1, measures.SEED)[0][1]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import subprocess
 import sys
 from dataclasses import fields, replace
@@ -66,6 +65,10 @@ def test_noise_on_a_clean_context_is_refused_where_there_is_none() -> None:
         ForcingSettings(context="noisy", context_noise=0.3)
 
 
+# of a weight: itself, gradient, two moments (and, of the student, its average), in float32; a target is two copies, a teacher one
+BYTES = {"student": 20, "critic": 16, "teacher": 4, "target": 8}
+
+
 @pytest.mark.parametrize("path", PLANS, ids=lambda path: path.stem)
 def test_every_plan_runs_on_shapes(path: Path) -> None:
     """An iteration, backward passes and all, on the meta device, with a layer for the sake of time."""
@@ -77,7 +80,15 @@ def test_every_plan_runs_on_shapes(path: Path) -> None:
     assert lines[0].startswith(f"{plan.objective} on {plan.world}") and any(line.split()[:1] == ["student"] for line in lines)
     if path.stem == "published":
         assert "latents 16x21x44x80" in lines[1] and "18480 tokens" in lines[2] and "steps [1000, 750, 500, 250]" in lines[3]
-    assert all(math.isfinite(float(number.replace(",", ""))) for number in lines[-1].split())
+    number = {line.split()[0]: int(line.split()[1].replace(",", "")) for line in lines if line[:8].strip() in BYTES}
+    heading = next(place for place, line in enumerate(lines) if line.split()[:1] == ["processes"])
+    rows = [[float(word.replace(",", "")) for word in line.split()] for line in lines[heading + 1 :]]
+    player = 2 * number["student"] if plan.forcing is not None and plan.forcing.resampling else 0
+    for count, weights, samples, kept, rings, together in rows:
+        bytes_each = sum(BYTES[name] * value for name, value in number.items()) / count + player
+        assert weights == pytest.approx(bytes_each / 2**20, abs=0.6) and samples <= plan.batch / count
+        assert together == pytest.approx(weights + kept + rings, abs=2) and kept > 0 and (rings > 0) == (plan.rollout is not None)
+    assert rows[0][0] == 1 and "student" in number
 
 
 def test_the_published_plan_has_the_published_numbers() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,12 +18,12 @@ from engine.sampler import SeededNoise
 from models.dit import DiT
 from models.kv_cache import DiTCache
 from tests.tiny_world import write_tiny_world
-from tests.training.tiny import tiny_config, tiny_data, tiny_dit, with_window
+from tests.training.tiny import CPU, networks_for, objective_of, tiny_config, tiny_data, tiny_dit, tiny_plan, with_window
 from training.dataset import Batch
 from training.draws import BatchNoise, Draws
 from training.learner import checkpoint_layers
-from training.masks import block_causal, teacher_forcing
 from training.objectives.rollout import Rollout
+from training.objectives.view import View
 from training.plan import RolloutSettings
 
 ACTIONS = [Action(frozenset(keys), look) for keys, look in (("w", (0, 0)), ("wa", (0, 0.5)), ("", (1, 0)), ("s", (0, 0)), ("d", (0, -1)))]
@@ -177,13 +178,38 @@ def test_context_noise_reaches_the_clean_pass(tmp_path: Path) -> None:
     config = tiny_config(tmp_path)
     data, dit, draws = tiny_data(tmp_path, config), noted(tiny_dit(config, 1)), Draws(3, 1, range(2), 2)
     batch = data.batch(draws, 2, start_share=1.0)
-    made = {}
+    made, committed = {}, {}
     for noise in (0.0, 100.0):
         dit.notes.clear()
-        settings = RolloutSettings(exit="last", context_noise=noise)
-        made[noise] = Rollout(dit, STEPS, 5.0, settings)(batch, draws, gradient=False).latents
+        rollout = Rollout(dit, STEPS, 5.0, RolloutSettings(exit="last", context_noise=noise))
+        commit = rollout.sampler.commit
+
+        def note(clock: BlockClock, *rest: Any, noise: float = noise, commit: Any = commit) -> None:
+            committed[noise] = rest[3].clone()
+            commit(clock, *rest)
+
+        rollout.sampler.commit = note
+        made[noise] = rollout(batch, draws, gradient=False).latents
         assert dit.notes[3] == (0, int(noise), False)
+        sigma = rollout.sampler.schedule.sigma(100.0)
     assert torch.equal(made[0.0][:, :, :3], made[100.0][:, :, :3]) and not torch.equal(made[0.0], made[100.0])
+    assert torch.equal(committed[0.0], made[0.0][:, :, :3])
+    fresh = (committed[100.0] - (1 - sigma) * committed[0.0]) / sigma  # ε of x_t = (1 - σ) x + σ ε
+    assert 0.05 < sigma < 0.5 and abs(float(fresh.mean())) < 0.3 and float(fresh.std()) == pytest.approx(1, abs=0.2)
+    assert not torch.allclose(fresh[0], fresh[1], atol=0.1)
+
+
+def test_a_horizon_is_drawn_anew_in_whole_blocks_for_all_processes(tmp_path: Path) -> None:
+    """Of the plan's two ends both come up, and nothing beyond them; every process and every part of a batch draws the same."""
+    config = tiny_config(tmp_path)
+    plan = tiny_plan("regression", rollout=RolloutSettings(horizon=(2, 4), exit="last"))
+    objective = objective_of(plan, config, networks_for("regression", config), tiny_data(tmp_path, config, blocks=4))
+    drawn = []
+    for iteration in range(24):
+        (made, _), (others, _) = (objective.generate(Draws(0, iteration, own, 2), gradient=False) for own in (range(1), range(1, 2)))
+        drawn.append(made.latents.shape[2])
+        assert others.latents.shape[2] == drawn[-1]
+    assert set(drawn) == {6, 9, 12}
 
 
 def test_exits_are_shared_or_not() -> None:
@@ -199,21 +225,17 @@ def test_exits_are_shared_or_not() -> None:
 
 
 def test_masks_are_the_rings(tmp_path: Path) -> None:
-    """Block-causal passes over clean and over clean and noisy latents equal denoising beside a ring of the same window."""
+    """One pass over a window, as the objectives ask for it (`View`), clean and noisy halves or clean latents alone, equals denoising
+    block by block beside a ring of the same window."""
     config = with_window(tiny_config(tmp_path), 7)
     dit = tiny_dit(config, 1)
     batch = tiny_data(tmp_path, config, blocks=4).batch(Draws(0, 0, range(2), 2), 4, start_share=1.0)
     noisy = torch.randn_like(batch.latents)
-    clean = torch.cat([batch.latents, batch.condition], 1)
-    x = torch.cat([clean[:, :, :9], torch.cat([noisy, batch.condition], 1)], dim=2)
-    timestep = torch.cat([torch.zeros(2, 9), torch.full((2, 12), 700.0)], dim=1)
-    rows = [torch.cat([v[:, :9], v], dim=1) for v in (batch.rows.keyboard, batch.rows.mouse)]
-    positions = torch.cat([torch.arange(9), torch.arange(12)])
     with torch.no_grad():
-        together = dit.forward_parallel(x, timestep, *rows, positions, teacher_forcing(12, 3, 7))[:, :, 9:]
-        alone = dit.forward_parallel(
-            clean, torch.zeros(2, 12), batch.rows.keyboard, batch.rows.mouse, torch.arange(12), block_causal(12, 3, 7)
-        )
+        levels = {level: torch.full((2, 12), level) for level in (0.0, 700.0)}  # their sigma is not asked for: the network tells x0
+        both, causal = (View(12, 3, 7, context, CPU) for context in ("clean", "noisy"))
+        together = both.x0(dit, noisy, levels[700.0], levels[700.0], batch, clean=batch.latents)
+        alone = causal.x0(dit, batch.latents, levels[0.0], levels[0.0], batch)
         cache = dit.new_cache(2, 1, 2)
         for start in range(0, 12, 3):
             own = slice(start, start + 3)

@@ -22,8 +22,9 @@ from models.errors import WorldError
 from models.vae import VAE
 from tests.tiny_world import write_tiny_world
 from tests.training.child import SETTINGS, endless_plan, plan_of, trainer_of
-from tests.training.tiny import ALONE, networks_for, tiny_config, tiny_data, tiny_dit, tiny_plan, with_window, write_clips
+from tests.training.tiny import ALONE, networks_for, tiny_config, tiny_data, tiny_dit, tiny_plan, with_window, write_clips, write_ragged
 from training import train
+from training.dataset import ClipFolder, Data
 from training.draws import Draws
 from training.learner import Average
 from training.objectives import Networks
@@ -159,7 +160,8 @@ def test_a_half_written_checkpoint_is_never_seen(tmp_path: Path, monkeypatch: py
     assert (trainer.folder / "last.pt").read_bytes() == before
 
 
-OBJECTIVES = ["dmd-image", "sid", "dmd-image-half", "regression", "causvid", "forcing", "consistency"]  # the third as the plan `published`
+OBJECTIVES = ["dmd-image", "sid", "dmd-image-half", "regression", "causvid", "forcing", "consistency", "sid-muon"]
+# the third as the plan `published`
 
 
 def start_two(*commands: list[str], **options: object) -> list[subprocess.Popen]:
@@ -262,14 +264,19 @@ def test_two_processes_do_what_one_does(tmp_path: Path) -> None:
         else:
             for name, weight in one["averaged"].items():
                 torch.testing.assert_close(two["averaged"][name], weight, atol=2e-4, rtol=1e-3)
-        assert one["optimizer"]["state"].keys() == two["optimizer"]["state"].keys()
+        for kind in ("muon", "adamw") if objective.endswith("-muon") else (None,):
+            states = [state["optimizer"][kind] if kind else state["optimizer"] for state in (one, two)]
+            assert states[0]["state"].keys() == states[1]["state"].keys() and states[0]["state"]
+            for mine, theirs in zip(*(state["state"].values() for state in states), strict=True):
+                assert [value.shape for value in mine.values()] == [value.shape for value in theirs.values()]
     for name in ("loss", "student gradient", "critic loss", "critic gradient"):
         other, wide = (first[objective][name] for objective in ("dmd-image-half", "dmd-image"))
         assert other == pytest.approx(wide, rel=0.02) and other != pytest.approx(wide, rel=1e-6)
-    (tmp_path / "sid-1" / "last.pt").write_bytes((tmp_path / "sid-2" / "last.pt").read_bytes())
-    again = trainer_of(tmp_path, "sid", ALONE, replace(plan_of("sid"), iterations=5))
-    assert again.iteration == 3
-    again.run()
+    for objective in ("sid", "sid-muon"):
+        (tmp_path / f"{objective}-1" / "last.pt").write_bytes((tmp_path / f"{objective}-2" / "last.pt").read_bytes())
+        again = trainer_of(tmp_path, objective, ALONE, replace(plan_of(objective), iterations=5))
+        assert again.iteration == 3
+        again.run()
 
 
 def test_it_stops_at_a_loss_that_is_no_number_and_keeps_the_checkpoint(tmp_path: Path) -> None:
@@ -394,3 +401,45 @@ def test_reports_sheets_and_half_precision(kind: str, tmp_path: Path) -> None:
     lines = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
     assert [e.step for e in events.Scalars("loss")] == [2, 4] == [line["step"] for line in lines]
     assert events.Scalars("loss")[0].value == pytest.approx(lines[0]["loss"])
+    longer = replace(plan, iterations=6)
+    again = Trainer(
+        longer, config, Networks(tiny_dit(config, 1)), tiny_data(tmp_path, config, blocks=3), ALONE, tmp_path / "run", vae, True
+    )
+    assert again.iteration == 4
+    again.run()
+    events = board.EventAccumulator(str(tmp_path / "run" / "tensorboard"))
+    events.Reload()
+    assert [e.step for e in events.Scalars("loss")] == [2, 4, 6], "going on has taken reports away"
+    assert [e.step for e in events.Images("played, below the truth")] == [2, 4, 6]
+
+
+def test_a_progress_bar_where_there_is_a_terminal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("tqdm")
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    trainer_of(tmp_path, "forcing", ALONE, replace(endless_plan(), iterations=3, report_every=2)).run()
+    out, err = capsys.readouterr()
+    assert "3/3" in err and "loss=" in err and "step " not in out
+
+
+def test_clips_that_are_too_short_are_left_out_and_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = tiny_config(tmp_path)
+    data = Data(ClipFolder(write_ragged(tmp_path / "clips", (3, 2, 4, 2)), config), config, 0)
+    trainer = Trainer(tiny_plan("forcing", blocks=3, iterations=2), config, networks_for("forcing", config), data, ALONE, tmp_path / "run")
+    assert "left out: 2 clips of fewer than 3 blocks; 2 are left" in capsys.readouterr().out
+    trainer.run()
+    assert state_of(tmp_path / "run")["clips"] == 2
+    with pytest.raises(WorldError, match="the longest clip has 4 blocks, the plan asks for 5"):
+        data.keep(5)
+
+
+def test_a_clip_no_longer_than_the_window_makes_no_other_begin_with_its_session(tmp_path: Path) -> None:
+    """About the share that was asked for begin there: of the long clips. Of the short one, each."""
+    config = tiny_config(tmp_path)
+    data = Data(ClipFolder(write_ragged(tmp_path / "clips", (4, 2, 4, 4)), config), config, 0)
+    batch = data.batch(Draws(0, 0, range(200), 200), 2, start_share=0.2)
+    assert 0.3 < batch.from_start.float().mean() < 0.5  # a quarter, and a fifth of the rest
+    assert not data.batch(Draws(0, 0, range(3), 3), 2, start_share=0.0, together=True).from_start.all().logical_not()
+    data.keep(3)
+    assert 0.1 < data.batch(Draws(0, 0, range(200), 200), 2, start_share=0.2).from_start.float().mean() < 0.3

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,14 @@ def write_clips(folder: Path, blocks: int = BLOCKS, count: int = CLIPS) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     for seed in range(count):
         tiny_clip(seed, 3 * blocks).save(folder / f"{seed}{SUFFIX}", "test")
+    return folder
+
+
+def write_ragged(folder: Path, blocks: Sequence[int]) -> Path:
+    """Clips of so many blocks each, in that order."""
+    folder.mkdir(parents=True)
+    for number, length in enumerate(blocks):
+        tiny_clip(number, 3 * length).save(folder / f"{number}{SUFFIX}", "test")
     return folder
 
 
