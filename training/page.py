@@ -29,7 +29,7 @@ def tables(ours: Table, wide: Table) -> str:
     walks = [walk for walk in _walks(ours["stable"]) if "stable" in wide and walk in _walks(wide["stable"])]
     lines += ["", "The same in float32, in which a processor without bfloat16 of its own plays"]
     lines += ["(in brackets means of each start's PSNR; of the second halves of walks sharpness, contrast and saturation):", ""]
-    lines += [f"| {' | '.join(['', head, *walks])} |", "| --- " * (8 + len(walks)) + "|"]
+    lines += [f"| {' | '.join(['', head, *walks])} |", "| --- " * (9 + len(walks)) + "|"]
     for table in (ours, wide):
         seen = [_three(_walks(table["stable"])[walk]) for walk in walks]
         lines.append(f"| {' | '.join([table['dtype'], *_numbers(table), *seen])} |")

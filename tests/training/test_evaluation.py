@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import asdict
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,8 @@ def test_the_evaluation_is_of_the_weights_in_the_box(measured: dict[str, Any], r
 def test_the_page_says_what_was_measured() -> None:
     told = (page.DOCS / "GARDEN.md").read_text().split(page.BEGIN)[1].split(page.END)[0].strip()
     assert told == page.tables(*page.measured()), "python -m training.page"
+    rows = [line.count("|") for line in told.splitlines()]
+    assert all(above == 0 or below in (0, above) for above, below in pairwise(rows)), "a row with other columns"
     assert MEASURED["weights"]["dit/dit.safetensors"][:16] in told and f"{100 * MEASURED['obedient']['share']:.3g} %" in told
     for seconds in (1, 4, 16):
         numbers = [f"{found['faithful'][f'psnr_{seconds}s']:.1f}" for found in (MEASURED, IN_FLOAT32)]
