@@ -77,7 +77,7 @@ def main() -> None:
         state = read(args.source / "last.pt" if args.source.is_dir() else args.source)
     except ValueError as error:
         parser.error(str(error))
-    metadata = {"world": "garden", "step": str(state["step"]), "training_minutes": f"{state['seconds'] / 60:.1f}"}
+    metadata = {"step": str(state["step"]), "training_minutes": f"{state['seconds'] / 60:.1f}"}
     weights = dict(state["averaged"])
     if args.kind == "vae":
         vae = garden_vae()

@@ -205,7 +205,8 @@ class Trainer:
         if not self.file.exists():
             return
         try:
-            state = torch.load(self.file, weights_only=True, map_location="cpu")
+            # several processes map the file: a copy in each of them would be there as many times
+            state = torch.load(self.file, weights_only=True, map_location="cpu", mmap=self.workers.count > 1)
         except Exception as error:  # torch names many: a file of something else, one torn off, one that would run code
             raise WorldError(f"{self.file} cannot be read: {one_line(error, 120)}; move it away to begin anew") from None
         told = state.get("plan") if isinstance(state, dict) else None

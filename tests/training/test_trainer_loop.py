@@ -188,15 +188,18 @@ def tiny_training(folder: Path, **settings: object) -> list[str]:
 
 
 def test_torchrun_does_what_one_process_does(tmp_path: Path) -> None:
-    """The command of training/README.md: the same words, the same losses, a checkpoint."""
-    words = ["training.train", *tiny_training(tmp_path, report_every=1)]
+    """The command of training/README.md: the same words, the same losses, a checkpoint that both go on from."""
+    words = ["training.train", *tiny_training(tmp_path, report_every=1, optimizer={"kind": "muon", "lr": 1e-3, "clip": 1.0})]
     run = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", *words, "--out", str(tmp_path / "two")]
     environment = {**ENVIRONMENT, "OMP_NUM_THREADS": "1"}
-    for module in (run, [*words, "--out", str(tmp_path / "one")]):
-        done = subprocess.run([sys.executable, "-m", *module], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
-        assert done.returncode == 0, done.stderr[-2000:]
+    for iterations in ("2", "4"):
+        for module in (run, [*words, "--out", str(tmp_path / "one")]):
+            command = [sys.executable, "-m", *module, "--iterations", iterations]
+            done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+            assert done.returncode == 0, done.stderr[-2000:]
+            assert ("resumed" in done.stdout) == (iterations == "4")
     one, two = ([json.loads(line) for line in (tmp_path / name / "log.jsonl").read_text().splitlines()] for name in ("one", "two"))
-    assert [line["step"] for line in one] == [line["step"] for line in two] == [1, 2]
+    assert [line["step"] for line in one] == [line["step"] for line in two] == [1, 2, 3, 4]
     for mine, theirs in zip(one, two, strict=True):
         assert theirs["loss"] == pytest.approx(mine["loss"], rel=1e-4)
     assert (tmp_path / "two" / "last.pt").is_file()
