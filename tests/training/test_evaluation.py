@@ -30,6 +30,11 @@ def test_the_evaluation_is_of_the_weights_in_the_box(measured: dict[str, Any], r
     assert measured["dtype"] == request.node.callspec.id
 
 
+def test_all_weights_in_the_box_are_at_most_48_megabytes() -> None:
+    files = [path for path in (ROOT / "assets").rglob("*") if path.suffix in (".safetensors", ".pt", ".pth")]
+    assert files and sum(path.stat().st_size for path in files) <= 48_000_000
+
+
 def test_the_page_says_what_was_measured() -> None:
     told = (page.DOCS / "GARDEN.md").read_text().split(page.BEGIN)[1].split(page.END)[0].strip()
     assert told == page.tables(*page.measured()), "python -m training.page"
