@@ -11,6 +11,11 @@ DUMPED_FRAME = re.compile(r"frame_([0-9]{6}|[1-9][0-9]{6,})\.png")  # in the fol
 DUMPED_ACTIONS = "actions.jsonl"
 
 
+def is_dumped(name: str) -> bool:
+    """Whether a file of --dump is called so."""
+    return name == DUMPED_ACTIONS or DUMPED_FRAME.fullmatch(name) is not None
+
+
 def session_beside(film: Path) -> Path:
     """The session file that goes with a film."""
     return film.with_suffix(SESSION)

@@ -68,23 +68,21 @@ def world_config(args: argparse.Namespace, name: str | None = None) -> WorldConf
 
 def weights_here(config: WorldConfig, weights: Path | None = None) -> bool:
     """Whether all weight files of a world are in ``weights``, or where they belong without one."""
-    wanted = [(part, name) for part in _needed(config) for name in getattr(config.weights, part)]
-    return all(
-        any((folder / name).is_file() or (folder / Path(name).name).is_file() for folder in config.weight_folders(part, weights))
-        for part, name in wanted
-    )
+    return all(any(path.is_file() for path in places) for places in _places(config, weights))
 
 
 def weight_files(config: WorldConfig, weights: Path | None = None) -> list[Path]:
     """The weight files of a world that are here, wherever they may be read from."""
-    paths = [
-        path
+    return [path for places in _places(config, weights) for path in places if path.is_file()]
+
+
+def _places(config: WorldConfig, weights: Path | None) -> list[list[Path]]:
+    """Of each weight file the paths where it may be."""
+    return [
+        [path for folder in config.weight_folders(part, weights) for path in (folder / name, folder / Path(name).name)]
         for part in _needed(config)
         for name in getattr(config.weights, part)
-        for folder in config.weight_folders(part, weights)
-        for path in (folder / name, folder / Path(name).name)
     ]
-    return [path for path in paths if path.is_file()]
 
 
 def _needed(config: WorldConfig) -> list[str]:

@@ -14,13 +14,14 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor import DTensor
 from torch.overrides import TorchFunctionMode
 
 from engine.world import choose_dtype
 from models.errors import WorldError, one_line
 from models.weightfile import load_pickle
 from training.arguments import new_folder
+from training.sharded import gathered, local, part_like
 
 FITTING = "takes weights of this network: name others, or give configs/garden.yaml their sizes"  # advice, after an option's name
 
@@ -104,8 +105,7 @@ class MixedOptimizer:
         for parameter, view in self.views:
             parameter.grad, view.grad = None, None
             if isinstance(parameter, DTensor):
-                own = distribute_tensor(view.data.view(parameter.shape), parameter.device_mesh, parameter.placements, src_data_rank=None)
-                parameter.data.to_local().copy_(own.to_local())
+                local(parameter.data).copy_(local(part_like(view.data.view(parameter.shape), parameter.data)))
         self.adamw.zero_grad(set_to_none=True)
 
     def state_dict(self) -> dict:
@@ -118,7 +118,7 @@ class MixedOptimizer:
 
 def _matrix(tensor: Tensor) -> Tensor:
     """``tensor`` as a matrix over the same memory; all of it, of one that is spread over processes."""
-    full = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    full = gathered(tensor)
     return full.view(full.shape[0], -1)
 
 

@@ -13,8 +13,8 @@ from torch.utils.checkpoint import checkpoint
 
 from models.dit import DiT
 from training.common import MixedOptimizer, cosine_schedule, load_moments
-from training.parallel import local, mapped, part_like, whole
 from training.plan import OptimizerSettings
+from training.sharded import local, mapped, part_like, whole
 
 NOT_HIDDEN = ("head.head", "patch_embedding", "modulation", "keyboard_embed", "time_")  # matrices that Muon should leave alone
 

@@ -14,7 +14,7 @@ from models.errors import WorldError, one_line
 from models.vae import VAE
 from models.vision import VisionEncoder
 from training.common import starting_weights
-from training.parallel import load_whole
+from training.sharded import load_whole
 
 OWN = "world"  # instead of a file: the world's own weights
 

@@ -24,8 +24,9 @@ from training.learner import Average, Learner, checkpoint_layers
 from training.objectives import OBJECTIVES, Networks
 from training.objectives.base import Report
 from training.objectives.rollout import Rollout, half_precision
-from training.parallel import Workers, load_whole, whole_state
+from training.parallel import Workers
 from training.plan import Plan, RolloutSettings
+from training.sharded import load_whole, whole_state
 from training.sheet import contact_sheet
 
 SAME = ("world", "objective", "seed", "batch", "student_every")  # of a plan that another must share to go on from its checkpoint

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from game import __version__
 from game.commands import serve
-from game.names import DUMPED_ACTIONS, DUMPED_FRAME, free_name, session_beside
+from game.names import DUMPED_ACTIONS, free_name, is_dumped, session_beside
 from game.options import (
     ConsoleProgress,
     UsageError,
@@ -162,7 +162,7 @@ def _check(args: argparse.Namespace) -> None:
         if not (place.is_dir() and os.access(place, os.W_OK)):
             raise UsageError(f"--dump {args.dump}: nothing can be written into {place}")
         for option, path in {"--session": args.session, "--record": None if args.serve else args.record}.items():
-            if path is not None and absolute(path).parent == whole_path and _is_dumped(path.name):
+            if path is not None and absolute(path).parent == whole_path and is_dumped(path.name):
                 raise UsageError(f"{option} {path}: is what --dump calls a file of its own; choose another name")
 
 
@@ -175,16 +175,12 @@ def _spare_inputs(args: argparse.Namespace) -> None:
     refuse_inputs({"--record": record, "--record, whose session file is" if args.session is None else "--session": session}, inputs)
     if args.dump is not None:  # replaces what a dump would be called, and nothing else of the folder
         names = {DUMPED_ACTIONS, *(Path(os.path.realpath(source)).name for source in inputs.values() if source is not None)}
-        for name in sorted(filter(_is_dumped, names)):
+        for name in sorted(filter(is_dumped, names)):
             refuse_inputs({"--dump": args.dump / name}, inputs)
 
 
-def _is_dumped(name: str) -> bool:
-    return name == DUMPED_ACTIONS or DUMPED_FRAME.fullmatch(name) is not None
-
-
 def _spare_world(args: argparse.Namespace, config: WorldConfig) -> None:
-    """Refuse to write over what the world's yaml has read: its start picture and weights."""
+    """Refuse to write over what the world's yaml names: its start picture and weights."""
     outputs = {"--session": args.session, "--record": None if args.serve else args.record}
     refuse_inputs(outputs, {"the world's start picture": config.start_file})
     for file in weight_files(config, args.weights):

@@ -60,6 +60,10 @@ def write_ragged(folder: Path, blocks: Sequence[int]) -> Path:
     return folder
 
 
+def state_of(folder: Path) -> dict:
+    return torch.load(folder / "last.pt", weights_only=True)
+
+
 def tiny_data(folder: Path, config: WorldConfig, blocks: int = BLOCKS, count: int = CLIPS) -> Data:
     return Data(ClipFolder(write_clips(folder / "clips", blocks, count), config), config, 0)
 

@@ -22,7 +22,7 @@ from engine.clock import BlockClock
 from engine.sampler import BlockSampler, NoiseSource
 from models.dit import DiT
 from training.dataset import Batch
-from training.parallel import gathered_state
+from training.sharded import gathered_state
 
 
 class Resampler:
